@@ -1,0 +1,65 @@
+# `make help` lists what there is. Needs python3 (3.11 or later) with venv, and make.
+.DEFAULT_GOAL := help
+.PHONY: help run test check mutants format lock clean
+.NOTPARALLEL:
+# Another project's, perhaps: here there is only one.
+unexport DJANGO_SETTINGS_MODULE
+
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+WORKERS ?= 2
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Fast, and it checks the hashes; its own version is the one in requirements-dev.in.
+UV := uv==0.13.8
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+run: $(VENV)/.installed  ## install, migrate, make what is missing, serve (HOST=127.0.0.1 PORT=8000)
+	@$(BIN)/python manage.py migrate --verbosity 0
+	@$(BIN)/python manage.py bootstrap
+	@exec $(BIN)/python manage.py serve --host $(HOST) --port $(PORT)
+
+test: $(VENV)/.installed-dev  ## install, then run all tests (ARGS="-k fence" for some, WORKERS=2)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+check: $(VENV)/.installed-dev  ## style, types, who imports whom, Django's checks, missing migrations
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python manage.py check
+	$(BIN)/python manage.py makemigrations --check --dry-run
+
+mutants: $(VENV)/.installed-dev  ## switch off one safeguard after another: the tests must notice each
+	$(BIN)/python tests/mutants.py
+
+format: $(VENV)/.installed-dev  ## put the code into its layout
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(BIN)/uv  ## compile requirements*.in into requirements*.txt, with hashes
+	$(BIN)/uv pip compile $(LOCK) requirements.in -o requirements.txt
+	$(BIN)/uv pip compile $(LOCK) requirements-dev.in -o requirements-dev.txt
+LOCK = --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header
+
+clean:  ## remove what was installed and cached; the data folder stays
+	rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+
+$(BIN)/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
+
+# Stamps: the requirements are installed again only after they changed.
+$(VENV)/.installed: requirements.txt | $(BIN)/uv
+	$(INSTALL) -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt | $(BIN)/uv
+	$(INSTALL) -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,1 @@
+"""The HTTP API of WuKongIM, as far as messages go."""

@@ -1,0 +1,69 @@
+"""Who may connect: a token for each kind of device, hashed at rest."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+
+from django.db import transaction
+
+from messaging import doorbell, registry
+from messaging.conf import conf
+from messaging.models import Device
+from messaging.protocol.reasons import Reason
+from subscriptions.bindings import SYSTEM_UID, ChannelType
+from subscriptions.models import Channel
+
+MASTER = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The answer to a connect: SUCCESS with the device's level, or why not."""
+
+    reason: Reason
+    level: int = 0
+
+
+def hash_token(token: str, salt: str = "") -> str:
+    """`sha256$salt$digest`. Tokens are random and long, so one round keeps connects cheap."""
+    salt = salt or secrets.token_hex(8)
+    digest = hashlib.sha256(f"{salt}${token}".encode()).hexdigest()
+    return f"sha256${salt}${digest}"
+
+
+def matches(token: str, stored: str) -> bool:
+    """Whether `token` is the one behind the stored hash, in constant time. Empty never is."""
+    algorithm, _, rest = stored.partition("$")
+    salt, _, _ = rest.partition("$")
+    if not token or algorithm != "sha256" or not salt:
+        return False
+    return hmac.compare_digest(hash_token(token, salt), stored)
+
+
+def admit(uid: str, flag: int, token: str) -> Admission:
+    """Judge a connect. Two reads; writes nothing."""
+    if uid == SYSTEM_UID:
+        return Admission(Reason.AUTH_FAIL)
+    if Channel.objects.filter(channel_type=ChannelType.PERSON, channel_id=uid, ban=True).exists():
+        return Admission(Reason.BAN)
+    if not conf().token_required:
+        return Admission(Reason.SUCCESS)
+    device = Device.objects.filter(uid=uid, flag=flag).first()
+    if device is None or not matches(token, device.token_hash):
+        return Admission(Reason.AUTH_FAIL)
+    return Admission(Reason.SUCCESS, device.level)
+
+
+@transaction.atomic
+def set_token(uid: str, token: str, device_flag: int, device_level: int) -> None:
+    """Give a uid's kind of device its token. A master's new token ends its present sessions."""
+    Device.objects.update_or_create(
+        uid=uid,
+        flag=device_flag,
+        defaults={"token_hash": hash_token(token), "level": device_level},
+    )
+    if device_level == MASTER and registry.kick_sessions(uid, device_flag, "login in other device"):
+        transaction.on_commit(lambda: doorbell.ring_kick(uid))

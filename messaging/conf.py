@@ -1,0 +1,121 @@
+"""The settings of this app, read from `settings.MESSAGING` through one frozen dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from django.core.signals import setting_changed
+
+from subscriptions.conf import read
+
+STEPS = ("beat", "sweep", "check", "probe", "sessions")
+
+
+@dataclass(frozen=True, slots=True)
+class MessagingConf:
+    """Every number of this app, with the reason for its default."""
+
+    token_required: bool = True
+    """Whether a client must show the token of its device. Off only behind a trusted front."""
+
+    first_frame_seconds: float = 2.0
+    """A socket that says nothing for this long is closed (WuKongIM v2's limit, protocol §1.5)."""
+
+    idle_seconds: float = 180.0
+    """Client silence after which a session is closed (protocol §1.5). SDKs ping each 25–60 s."""
+
+    frame_bytes: int = 1 << 20
+    """Largest frame taken: WuKongIM's 1 MiB. The server refuses it before we see it (uvicorn)."""
+
+    payload_bytes: int = 1 << 16
+    """Largest message body. 64 KiB × 500 messages of a fetch = 32 MiB at worst in memory."""
+
+    outbox_bytes: int = 1 << 20
+    """Frames waiting for one socket. 1 MiB × 10,000 stalled sessions ≈ 10 GiB at worst; full means
+    the session catches up from the log at its own pace, nothing is lost."""
+
+    outbox_low: int = 1 << 18
+    """Below this many waiting bytes a lagging session is fetched for again: a quarter, so that a
+    fetch is worth its query."""
+
+    lag_messages: int = 10_000
+    """A session this far behind is asked to come back: it pulls history faster than we push."""
+
+    in_flight: int = 64
+    """Sends of one session that wait for the log; then its frames wait in the kernel. 64 × 64 KiB
+    = 4 MiB a session at worst."""
+
+    log_queue: int = 5_000
+    """Drafts that wait for the log. At 4,000 msg/s that is more than a second: beyond it senders
+    are answered 22 (rate limit) at once instead of late."""
+
+    log_batch: int = 500
+    """Drafts of one transaction: about 20 ms of SQLite, so a batch is never noticed."""
+
+    fetch_page: int = 500
+    """Messages that one read of the log returns."""
+
+    change_page: int = 1_000
+    """Changes of a channel that one read returns."""
+
+    publish_queue: int = 10_000
+    """Doorbells that wait for the layer. Full: dropped and counted; the tick finds the message."""
+
+    publish_seconds: float = 2.0
+    """Time one publish may take before it is given up: the tick's own period."""
+
+    tick_seconds: float = 2.0
+    """Period of the tick, ± 10 %. With `behind_grace` a lost doorbell is mended within 3 s."""
+
+    behind_grace: float = 0.3
+    """Seconds a doorbell may still be under way before a binding below its head counts as deaf."""
+
+    check_slices: int = 2
+    """Ticks in which all local bindings are compared in memory once: 2 × 2 s = 4 s < 5 s."""
+
+    member_slices: int = 25
+    """Ticks in which all local uids are compared with the database once: 25 × 2 s = 50 s < 60 s."""
+
+    steps: tuple[str, ...] = STEPS
+    """Steps of the tick that run. Taking one out is for tests that show what it is for."""
+
+    lease_seconds: float = 20.0
+    """A node that has not renewed for ten ticks is gone."""
+
+    answer_seconds: float = 0.5
+    """How often a node looks for audits. No switch turns it off."""
+
+    probe_misses: int = 3
+    """Probes that may be lost before the layer's connection is remade: 3 × 2 s."""
+
+    resend_seconds: float = 60.0
+    """After this a message that was not acknowledged, though a later one was, is sent again (V2)."""
+
+    resends: int = 3
+    """Re-sends before a message is given up and recorded."""
+
+    unacked: int = 256
+    """Messages a session keeps for re-sending; older ones are forgotten (the client pulls)."""
+
+    database_threads: int = 4
+    """Threads that read for this process. Writes have one of their own."""
+
+    closed_sessions_kept_days: int = 30
+    """How long a closed session stays as evidence."""
+
+
+@lru_cache(maxsize=1)
+def conf() -> MessagingConf:
+    """The settings in force, read once; tests that change them reset it."""
+    given = read(MessagingConf, "MESSAGING")
+    return given
+
+
+def forget(setting: str, **kwargs: object) -> None:
+    """`setting_changed`: read anew."""
+    if setting == "MESSAGING":
+        conf.cache_clear()
+
+
+setting_changed.connect(forget)

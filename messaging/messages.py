@@ -1,0 +1,88 @@
+"""The values that travel between the log, the layer and the hub."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from messaging.protocol.reasons import Reason
+from subscriptions.bindings import ChannelKey
+
+EVENT_VERSION = 1
+"""Version of the doorbell's shape. A node that does not know a shape only looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A message that wants to be appended. Validated at the edge already."""
+
+    key: ChannelKey
+    sender: str
+    payload: bytes
+    client_msg_no: str = ""
+    origin: str = ""
+    red_dot: bool = False
+    sync_once: bool = False
+    no_persist: bool = False
+    setting: int = 0
+    topic: str = ""
+    expire: int = 0
+    trusted: bool = False
+    """Sent by the business back end: lists and memberships do not judge it (protocol §4.5.6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message as it is in the log; `seq` 0 when it was not stored (`noPersist`)."""
+
+    channel: int
+    key: ChannelKey
+    seq: int
+    version: int
+    message_id: int
+    sender: str
+    payload: bytes
+    created_ms: int
+    client_msg_no: str = ""
+    origin: str = ""
+    red_dot: bool = False
+    sync_once: bool = False
+    setting: int = 0
+    topic: str = ""
+    expire: int = 0
+
+    @property
+    def timestamp(self) -> int:
+        """Unix seconds, as the wire has it."""
+        return self.created_ms // 1000
+
+    def to_event(self) -> dict[str, Any]:
+        """The doorbell that carries this message: plain values that every layer can pack."""
+        fields = asdict(self)
+        fields["key"] = [self.key.channel_type, self.key.channel_id]
+        return {"type": "message", "v": EVENT_VERSION, **fields}
+
+    @classmethod
+    def from_event(cls, event: dict[str, Any]) -> StoredMessage:
+        """The message in a doorbell. Raises KeyError or TypeError when it is another shape."""
+        fields = {key: value for key, value in event.items() if key not in ("type", "v")}
+        kind, name = fields.pop("key")
+        return cls(key=ChannelKey(kind, name), **fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The log's yes: what the sender is told. A repeat gets the first answer again."""
+
+    message: StoredMessage
+    repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The log's no, with the reason code that the sender is told."""
+
+    reason: Reason
+
+
+Outcome = Appended | Refused

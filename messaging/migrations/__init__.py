@@ -1,0 +1,1 @@
+"""Schema history; the triggers are installed after it, by subscriptions.triggers."""

@@ -1,0 +1,145 @@
+"""What is stored of messages, devices, nodes and sessions."""
+
+from __future__ import annotations
+
+from django.db import models
+from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
+
+from subscriptions.models import Channel
+
+
+class Counter(models.Model):
+    """A number that only grows; processes take blocks of it (message ids)."""
+
+    name = models.CharField(primary_key=True, max_length=32)
+    value = models.BigIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return f"{self.name} = {self.value}"
+
+
+class Message(models.Model):
+    """One stored message. Appended by the log alone (`messaging.log`), never changed.
+
+    `id` grows in commit order on SQLite: it is the mark by which the sweep finds new heads.
+    """
+
+    channel = models.ForeignKey(
+        Channel, models.PROTECT, related_name="messages", verbose_name=_("channel")
+    )
+    seq = models.BigIntegerField(_("seq"))
+    version = models.BigIntegerField(_("version"))
+    message_id = models.BigIntegerField(_("message id"), unique=True)
+    client_msg_no = models.CharField(_("client message no."), max_length=100, blank=True)
+    sender = models.CharField(_("sender"), max_length=100)
+    origin = models.CharField(_("origin session"), max_length=32, blank=True)
+    payload = models.BinaryField(_("payload"))
+    red_dot = models.BooleanField(_("counts as unread"), default=False)
+    sync_once = models.BooleanField(_("command"), default=False)
+    setting = models.PositiveSmallIntegerField(_("setting bits"), default=0)
+    topic = models.CharField(_("topic"), max_length=255, blank=True)
+    expire = models.BigIntegerField(_("expires after, s"), default=0)
+    created_ms = models.BigIntegerField(_("stored, ms of database time"))
+
+    class Meta:
+        verbose_name = _("message")
+        verbose_name_plural = _("messages")
+        constraints = [
+            models.UniqueConstraint(fields=["channel", "seq"], name="wukongim_message_seq"),
+            models.UniqueConstraint(
+                fields=["sender", "channel", "client_msg_no"],
+                condition=~models.Q(client_msg_no=""),
+                name="wukongim_message_once",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"message {self.seq} of {self.channel}"
+
+
+class Device(models.Model):
+    """What a uid may connect with: one token a kind of device (WuKongIM's device flag)."""
+
+    uid = models.CharField(_("uid"), max_length=100)
+    flag = models.PositiveSmallIntegerField(_("device flag"))
+    token_hash = models.CharField(_("token, hashed"), max_length=128, editable=False)
+    level = models.PositiveSmallIntegerField(
+        _("level"), default=0, choices=[(0, _("slave")), (1, _("master"))]
+    )
+    updated_at = models.DateTimeField(_("updated"), auto_now=True)
+
+    class Meta:
+        verbose_name = _("device")
+        verbose_name_plural = _("devices")
+        constraints = [models.UniqueConstraint(fields=["uid", "flag"], name="wukongim_device_key")]
+
+    def __str__(self) -> str:
+        return f"{self.uid} on device flag {self.flag}"
+
+
+class Node(models.Model):
+    """One server process under a lease. A node without a valid lease does not count."""
+
+    host = models.CharField(_("host"), max_length=200)
+    pid = models.PositiveIntegerField(_("process"))
+    started_at = models.DateTimeField(_("started"), db_default=Now())
+    lease_until = models.DateTimeField(_("lease until"))
+    stopped_at = models.DateTimeField(_("stopped"), null=True)
+    sessions = models.PositiveIntegerField(_("sessions"), default=0)
+    bindings = models.PositiveIntegerField(_("bindings"), default=0)
+    expected = models.PositiveIntegerField(_("bindings expected"), default=0)
+    groups = models.PositiveIntegerField(_("groups"), default=0)
+    checked_at = models.DateTimeField(_("last complete check"), null=True)
+    probe_ms = models.FloatField(_("probe, ms"), null=True)
+    probe_missed = models.PositiveIntegerField(_("probes missed"), default=0)
+
+    class Meta:
+        verbose_name = _("node")
+        verbose_name_plural = _("nodes")
+
+    def __str__(self) -> str:
+        return f"node {self.pk} ({self.host}, process {self.pid})"
+
+
+class Session(models.Model):
+    """A live socket of a uid, or a closed one kept as evidence for a while."""
+
+    id = models.CharField(primary_key=True, max_length=32)
+    uid = models.CharField(_("uid"), max_length=100)
+    device_id = models.CharField(_("device id"), max_length=100, blank=True)
+    device_flag = models.PositiveSmallIntegerField(_("device flag"))
+    device_level = models.PositiveSmallIntegerField(_("device level"), default=0)
+    node = models.ForeignKey(
+        Node, models.PROTECT, related_name="session_rows", verbose_name=_("node")
+    )
+    address = models.CharField(_("address"), max_length=64, blank=True)
+    opened_at = models.DateTimeField(_("opened"), db_default=Now())
+    closed_at = models.DateTimeField(_("closed"), null=True)
+    closed_because = models.CharField(_("why closed"), max_length=100, blank=True)
+    kick = models.CharField(
+        _("to be kicked because"),
+        max_length=100,
+        blank=True,
+        db_default="",
+        help_text=_("A fact that the session's node reads and obeys."),
+    )
+
+    class Meta:
+        verbose_name = _("session")
+        verbose_name_plural = _("sessions")
+        indexes = [
+            models.Index(
+                fields=["uid"],
+                condition=models.Q(closed_at__isnull=True),
+                name="wukongim_session_live",
+            ),
+            models.Index(
+                fields=["node"],
+                condition=models.Q(closed_at__isnull=True),
+                name="wukongim_session_node",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"session {self.id} of {self.uid}"

@@ -1,0 +1,1 @@
+"""Who belongs to which channel, and whether their sessions hear it."""

@@ -1,0 +1,114 @@
+from pathlib import Path
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+from wukongim import checks, environment
+
+
+def test_unknown_variables_names_only_misspelt_ones_of_our_prefix():
+    environ = {"WUKONGIM_DEBUG": "1", "WUKONGIM_DEBUGG": "1", "PATH": "/bin"}
+    assert environment.unknown_variables(environ) == ["WUKONGIM_DEBUGG"]
+
+
+def test_check_environment_reports_a_misspelt_name_and_its_neighbour(monkeypatch):
+    monkeypatch.setenv("WUKONGIM_REDISURL", "redis://x")
+    [error] = checks.check_environment(None)
+    assert error.id == "wukongim.E001"
+    assert error.is_serious()
+    assert "WUKONGIM_REDIS_URL" in error.hint
+    assert "docs/" in error.hint
+
+
+def test_check_environment_is_clean_by_default():
+    assert checks.check_environment(None) == []
+
+
+def test_check_environment_runs_with_manage_check():
+    from django.core.checks.registry import registry
+
+    assert checks.check_environment in registry.get_checks()
+
+
+@pytest.mark.parametrize("blank", ["", "  "])
+def test_blank_variables_count_as_unset(monkeypatch, blank, tmp_path):
+    for name in ("DEBUG", "ALLOWED_HOSTS", "MESSAGING", "DATABASE_URL"):
+        monkeypatch.setenv(f"WUKONGIM_{name}", blank)
+    assert environment.flag("DEBUG") is False
+    assert environment.words("ALLOWED_HOSTS", ["localhost"]) == ["localhost"]
+    assert environment.table("MESSAGING") == {}
+    assert environment.database(tmp_path)["NAME"] == tmp_path / "db.sqlite3"
+
+
+def test_words_are_separated_by_commas(monkeypatch):
+    monkeypatch.setenv("WUKONGIM_ALLOWED_HOSTS", "a.example, b.example,")
+    assert environment.words("ALLOWED_HOSTS", []) == ["a.example", "b.example"]
+
+
+def test_table_reads_a_json_object(monkeypatch):
+    monkeypatch.setenv("WUKONGIM_MESSAGING", '{"TICK": 2}')
+    assert environment.table("MESSAGING") == {"TICK": 2}
+
+
+@pytest.mark.parametrize("value", ["[1]", "3", "{broken"])
+def test_table_refuses_what_is_no_json_object(monkeypatch, value):
+    monkeypatch.setenv("WUKONGIM_MESSAGING", value)
+    with pytest.raises(ImproperlyConfigured, match="WUKONGIM_MESSAGING"):
+        environment.table("MESSAGING")
+
+
+def test_flag_refuses_what_is_neither_yes_nor_no(monkeypatch):
+    monkeypatch.setenv("WUKONGIM_DEBUG", "perhaps")
+    with pytest.raises(ImproperlyConfigured, match="WUKONGIM_DEBUG"):
+        environment.flag("DEBUG")
+
+
+def test_secret_prefers_the_variable_to_the_file(monkeypatch, tmp_path):
+    (tmp_path / "api_token").write_text("from the file\n")
+    monkeypatch.setenv("WUKONGIM_API_TOKEN", "from the variable")
+    assert environment.secret("API_TOKEN", tmp_path) == "from the variable"
+    monkeypatch.delenv("WUKONGIM_API_TOKEN")
+    assert environment.secret("API_TOKEN", tmp_path) == "from the file"
+
+
+def test_secret_is_empty_without_variable_and_file(monkeypatch, tmp_path):
+    monkeypatch.delenv("WUKONGIM_SECRET_KEY")
+    assert environment.secret("SECRET_KEY", tmp_path) == ""
+
+
+def test_database_is_a_durable_sqlite_file_in_a_private_folder(tmp_path):
+    folder = tmp_path / "data"
+    entry = environment.database(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert entry["OPTIONS"]["transaction_mode"] == "IMMEDIATE"
+    assert "synchronous=FULL" in entry["OPTIONS"]["init_command"]
+    assert entry["CONN_MAX_AGE"] is None
+
+
+def test_database_url_names_another_sqlite_file_with_the_same_options(monkeypatch, tmp_path):
+    monkeypatch.setenv("WUKONGIM_DATABASE_URL", f"sqlite:///{tmp_path}/other.sqlite3")
+    entry = environment.database(tmp_path)
+    assert Path(entry["NAME"]) == tmp_path / "other.sqlite3"
+    assert entry["OPTIONS"] == environment.SQLITE_OPTIONS
+
+
+def test_database_url_for_postgresql_without_driver_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "find_spec", lambda name: None)
+    monkeypatch.setenv("WUKONGIM_DATABASE_URL", "postgres://u:hidden@db.example/chat")
+    with pytest.raises(ImproperlyConfigured, match="psycopg") as caught:
+        environment.database(tmp_path)
+    assert "hidden" not in str(caught.value)
+
+
+def test_database_url_of_an_unknown_kind_is_refused_without_its_password(monkeypatch, tmp_path):
+    monkeypatch.setenv("WUKONGIM_DATABASE_URL", "nosuch://u:hidden@db.example/chat")
+    with pytest.raises(ImproperlyConfigured, match="WUKONGIM_DATABASE_URL") as caught:
+        environment.database(tmp_path)
+    assert "hidden" not in str(caught.value)
+
+
+def test_channel_layers_are_in_memory_unless_redis_is_named():
+    assert environment.channel_layers("")["default"]["BACKEND"] == "messaging.layer.MemoryLayer"
+    redis = environment.channel_layers("redis://127.0.0.1/0")["default"]
+    assert redis["BACKEND"].startswith("channels_redis.pubsub.")
+    assert redis["CONFIG"]["hosts"] == [{"address": "redis://127.0.0.1/0", "socket_timeout": 5}]

@@ -1,0 +1,36 @@
+"""The ASGI application: HTTP to Django, sockets to the consumers."""
+
+import os
+from typing import Any
+
+from channels.routing import ProtocolTypeRouter, URLRouter
+from django.core.asgi import get_asgi_application
+from django.urls import re_path
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "wukongim.settings")
+django_application = get_asgi_application()  # loads the apps, which the imports below need
+
+from messaging.lifespan import lifespan  # noqa: E402
+from messaging.routing import websocket_urlpatterns  # noqa: E402
+
+
+async def refuse(scope: Any, receive: Any, send: Any) -> None:
+    """Answer a socket on a path that serves none.
+
+    Closing before accepting makes the server say 403; the router alone would raise instead.
+    """
+    await receive()
+    await send({"type": "websocket.close"})
+
+
+# Any: Django's types know views only, not ASGI applications.
+not_found: Any = re_path("", refuse)  # type: ignore[arg-type]
+routes: list[Any] = [*websocket_urlpatterns, not_found]
+
+application = ProtocolTypeRouter(
+    {
+        "http": django_application,
+        "websocket": URLRouter(routes),
+        "lifespan": lifespan,
+    }
+)
