@@ -6,7 +6,10 @@ import shutil
 import tempfile
 
 import django
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support.server import running_server
 
 
 def isolate() -> None:
@@ -31,3 +34,10 @@ django.setup()
 # Two cores shared by many make single examples slow now and then: no deadline.
 settings.register_profile("ci", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci")
+
+
+@pytest.fixture
+async def here(transactional_db):
+    """A server in this event loop, with its node within reach."""
+    async with running_server() as server:
+        yield server

@@ -1,0 +1,1 @@
+"""Packets and codecs without I/O: no Django, no asyncio, no clock."""

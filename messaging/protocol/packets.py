@@ -1,0 +1,170 @@
+"""Packets: what a frame means, whatever codec it came through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from messaging.protocol.reasons import Reason
+
+SETTING_BITS = {"receipt": 0x80, "signal": 0x20, "topic": 0x08, "stream": 0x02}
+"""Protocol §2.5."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Flags of a message (§1.2)."""
+
+    no_persist: bool = False
+    red_dot: bool = False
+    sync_once: bool = False
+    dup: bool = False
+    end: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Settings of a message (§1.2)."""
+
+    receipt: bool = False
+    signal: bool = False
+    stream: bool = False
+    topic: bool = False
+
+    def to_byte(self) -> int:
+        """The setting byte (§2.5)."""
+        return sum(bit for name, bit in SETTING_BITS.items() if getattr(self, name))
+
+    @classmethod
+    def from_byte(cls, byte: int) -> Setting:
+        """The settings of a setting byte; bits without a meaning are dropped."""
+        return cls(**{name: bool(byte & bit) for name, bit in SETTING_BITS.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """The first packet of every session (§1.3)."""
+
+    request_id: str
+    uid: str
+    token: str = ""
+    device_id: str = ""
+    device_flag: int = 0
+    client_timestamp: int = 0
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A message for a channel; `channel_id` as the sender calls it (§1.3)."""
+
+    request_id: str
+    channel_id: str
+    channel_type: int
+    payload: bytes
+    client_msg_no: str = ""
+    header: Header = Header()
+    setting: Setting = Setting()
+    topic: str = ""
+    expire: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RecvAck:
+    """The receiver has this message (§1.3)."""
+
+    message_id: int
+    message_seq: int
+    header: Header = Header()
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Answer me (§1.3)."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """The client ends the session (§1.3)."""
+
+    reason_code: int = 0
+    reason: str = ""
+
+
+ClientPacket = Connect | Send | RecvAck | Ping | Disconnect
+
+
+@dataclass(frozen=True, slots=True)
+class ConnAck:
+    """The connect was accepted. `time_diff`: server minus client, milliseconds."""
+
+    request_id: str
+    server_version: int
+    time_diff: int
+    node_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendAck:
+    """The message is in the log (seq 0: not stored, as asked)."""
+
+    request_id: str
+    message_id: int
+    message_seq: int
+    header: Header = Header()
+
+
+@dataclass(frozen=True, slots=True)
+class Recv:
+    """A message for the client (§1.4). `timestamp` in Unix seconds."""
+
+    message_id: int
+    message_seq: int
+    timestamp: int
+    channel_id: str
+    channel_type: int
+    from_uid: str
+    payload: bytes
+    client_msg_no: str = ""
+    header: Header = Header()
+    setting: Setting = Setting()
+    topic: str = ""
+    expire: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The answer to a ping."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A named event (§1.4); `id` and `type` never empty, `timestamp` in milliseconds."""
+
+    id: str
+    type: str
+    timestamp: int
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class DisconnectNotice:
+    """The server is about to close, and why."""
+
+    reason: Reason
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReply:
+    """A request failed; `request_id` None when the frame had none that could be read."""
+
+    request_id: str | None
+    reason: Reason
+    text: str | None = None
+
+
+ServerPacket = ConnAck | SendAck | Recv | Pong | Event | DisconnectNotice | ErrorReply
