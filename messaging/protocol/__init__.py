@@ -1,1 +1,1 @@
-"""Packets and codecs without I/O: no Django, no asyncio, no clock."""
+"""What the wire says, as values: it touches no socket, no loop, no framework and no time."""

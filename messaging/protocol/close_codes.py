@@ -18,7 +18,6 @@ class CloseCode(IntEnum):
     AUTH_FAILED = 4002
     KICKED = 4003
     IDLE = 4004
-    ORIGIN_REFUSED = 4005
 
     @property
     def reason(self) -> str:
@@ -43,7 +42,6 @@ REASONS: dict[CloseCode, str] = {
     CloseCode.AUTH_FAILED: "uid, device or token were not accepted",
     CloseCode.KICKED: "displaced by another connection, or sent away by an operator",
     CloseCode.IDLE: "nothing was heard for three minutes",
-    CloseCode.ORIGIN_REFUSED: "a page of another site opened the socket",
 }
 COME_BACK = frozenset(
     {CloseCode.INTERNAL_ERROR, CloseCode.RESTARTING, CloseCode.TRY_AGAIN, CloseCode.IDLE}

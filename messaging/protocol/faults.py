@@ -19,13 +19,14 @@ class Fault(Enum):
     NOT_JSON = (Reason.UNKNOWN, "the frame is not JSON in UTF-8", False)
     NOT_OBJECT = (Reason.UNKNOWN, "a frame is a JSON object; there are no batches", False)
     TOO_DEEP = (Reason.UNKNOWN, "the frame is nested too deeply", False)
-    BAD_ID = (Reason.UNKNOWN, "id must be a string of 1 to 100 characters", False)
+    TOO_MANY = (Reason.UNKNOWN, "a frame holds at most 100 objects", False)
+    BAD_ID = (Reason.UNKNOWN, "id must be a text of 1 to 100 characters, none a control", False)
     BAD_VERSION = (Reason.UNKNOWN, 'jsonrpc, if present, must be "2.0"', False)
     UNKNOWN_METHOD = (Reason.UNKNOWN, "there is no such method", False)
     NOT_A_NOTIFICATION = (Reason.UNKNOWN, "this method needs an id", False)
     NOT_A_REQUEST = (Reason.UNKNOWN, "this method takes no id", False)
     BAD_PARAMS = (Reason.UNKNOWN, "params are missing or have a wrong type", False)
-    BAD_TEXT = (Reason.UNKNOWN, "a text has NUL or control characters, or is too long", False)
+    BAD_TEXT = (Reason.UNKNOWN, "a text is too long or has control characters", False)
     BAD_UID = (Reason.AUTH_FAIL, "a uid has 1 to 100 characters without @ # &", False)
     BAD_DEVICE = (Reason.AUTH_FAIL, "deviceFlag is 0, 1, 2 or 99", False)
     BAD_CHANNEL_ID = (Reason.CHANNEL_ID_ERROR, "this cannot be a channel id", False)
@@ -61,7 +62,7 @@ class Fault(Enum):
 class ProtocolFault(Exception):
     """A frame that cannot be taken. `packets` are those before it in the same frame."""
 
-    def __init__(self, fault: Fault, request_id: str | None = None, detail: str = "") -> None:
-        super().__init__(detail or fault.text)
-        self.fault, self.request_id, self.detail = fault, request_id, detail
+    def __init__(self, fault: Fault, request_id: str | None = None) -> None:
+        super().__init__(fault.text)
+        self.fault, self.request_id = fault, request_id
         self.packets: Sequence[ClientPacket] = ()

@@ -42,4 +42,5 @@ class Reason(IntEnum):
     @property
     def wire_name(self) -> str:
         """The constant's name as WuKongIM writes it in error messages: `ReasonAuthFail`."""
-        return "Reason" + "".join(part.capitalize() for part in self.name.split("_"))
+        words = self.name.split("_")
+        return "Reason" + "".join(word if word == "ID" else word.capitalize() for word in words)
