@@ -1,1 +1,1 @@
-"""Who belongs to which channel, and whether their sessions hear it."""
+"""Channels and their members, and the watch over what each member's sessions really hear."""

@@ -6,9 +6,13 @@ of what it returns makes it return nothing (B1, B3).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+
+MANY = 100
+"""Disagreements of one kind that are written down one by one: four statements each, so half a
+second of the writing thread at most."""
 
 
 class Kind(StrEnum):
@@ -44,57 +48,95 @@ class Disagreement:
         return (self.kind, self.channel, self.uid, self.session)
 
 
+def distinct(found: Iterable[Disagreement]) -> list[Disagreement]:
+    """Each disagreement once: the first sighting of each identity."""
+    first: dict[tuple[str, int | None, str, str], Disagreement] = {}
+    for each in found:
+        first.setdefault(each.identity, each)
+    return list(first.values())
+
+
+def condense(found: Iterable[Disagreement]) -> list[Disagreement]:
+    """Each disagreement once; more than `MANY` of one kind and reason as one with their count.
+
+    A node may lose everything that it holds in one moment: that is a single row to write.
+    """
+    alike: dict[tuple[Kind, str], list[Disagreement]] = {}
+    for each in distinct(found):
+        alike.setdefault((each.kind, each.reason), []).append(each)
+    return [each for some in alike.values() for each in _condensed(some)]
+
+
+def _condensed(alike: list[Disagreement]) -> list[Disagreement]:
+    if len(alike) <= MANY:
+        return alike
+    channels = {each.channel for each in alike}
+    detail = f"{len(alike)} of them, in {len(channels)} channels"
+    count = sum(each.memberships for each in alike)
+    return [Disagreement(alike[0].kind, alike[0].reason, memberships=count, detail=detail)]
+
+
 @dataclass(frozen=True, slots=True)
 class SessionView:
     """One session as its node holds it: channels of its own table, and those it has heard of."""
 
     session: str
     uid: str
-    bound: frozenset[int]
-    heard: frozenset[int]
+    bound: Collection[int]
+    heard: Collection[int]
 
 
 @dataclass(frozen=True, slots=True)
 class GroupView:
-    """One group as its node holds it: the sessions in its table, and the uids it can judge."""
+    """One group as its node holds it: the sessions in its table, and those it can judge."""
 
     channel: int
-    sessions: frozenset[str]
-    judged: frozenset[str]
+    sessions: Collection[str]
+    judged: Collection[str]
 
 
-def compare_tables(
-    sessions: Mapping[str, SessionView], groups: Mapping[int, GroupView], live: Collection[str]
+def compare_session_tables(
+    sessions: Iterable[SessionView], find_group: Callable[[int], GroupView | None]
 ) -> Iterator[Disagreement]:
-    """Sessions' bindings against groups' sessions, within one node's memory.
+    """These sessions' own bindings against the tables of the groups.
 
-    `sessions` may be a slice of the node's; `live` are the ids of all of them. Positions (`heard`)
-    are a third witness: a binding that is gone from both tables is still missed.
+    Positions (`heard`) are a third witness: a binding that is gone from both tables is still
+    missed.
     """
-    for view in sessions.values():
-        for channel in view.bound | view.heard:
-            group = groups.get(channel)
-            reason = ""
-            if group is None or view.session not in group.sessions:
-                reason = "group table" if channel in view.bound else "both tables"
-            elif channel not in view.bound:
-                reason = "session table"
-            elif view.uid not in group.judged:
-                reason = "fence"
+    for view in sessions:
+        for channel in {*view.bound, *view.heard}:
+            reason = _missing_where(view, channel, find_group(channel))
             if reason:
                 yield Disagreement(
                     Kind.MISSING_GROUP_BINDING, reason, channel, view.uid, view.session
                 )
-    for group in groups.values():
+
+
+def _missing_where(view: SessionView, channel: int, group: GroupView | None) -> str:
+    """The table that lacks this binding, in words; empty when it is whole."""
+    if group is None or view.session not in group.sessions:
+        return "group table" if channel in view.bound else "both tables"
+    if channel not in view.bound:
+        return "session table"
+    if channel not in view.heard:
+        return "position"
+    return "" if view.session in group.judged else "fence"
+
+
+def compare_group_tables(
+    groups: Iterable[GroupView], find_session: Callable[[str], SessionView | None]
+) -> Iterator[Disagreement]:
+    """These groups' tables against all sessions: whom they have without a binding to show."""
+    for group in groups:
         for session in group.sessions:
-            known = sessions.get(session)
-            if session not in live:
+            view = find_session(session)
+            if view is None:
                 yield Disagreement(
                     Kind.STRAY_GROUP_BINDING, "closed session", group.channel, "", session
                 )
-            elif known and group.channel not in known.bound | known.heard:
+            elif group.channel not in view.bound and group.channel not in view.heard:
                 yield Disagreement(
-                    Kind.STRAY_GROUP_BINDING, "group table", group.channel, known.uid, session
+                    Kind.STRAY_GROUP_BINDING, "group table", group.channel, view.uid, session
                 )
 
 
@@ -126,14 +168,10 @@ def compare_sessions(live: Mapping[str, str], rows: Mapping[str, str]) -> Iterat
 
 
 def compare_subscriptions(
-    groups: Mapping[str, tuple[int, int]], subscribed: Collection[str]
+    groups: Mapping[str, int], subscribed: Collection[str]
 ) -> Iterator[Disagreement]:
-    """The hub's groups against what the layer really delivers to this node's inbox.
-
-    `groups` maps a group's name to its channel pk and its number of local memberships.
-    """
-    for name, (channel, memberships) in groups.items():
+    """The hub's groups, {name: channel pk}, against what the layer really delivers to this node's
+    inbox."""
+    for name, channel in groups.items():
         if name not in subscribed:
-            yield Disagreement(
-                Kind.MISSING_GROUP_BINDING, "layer", channel, memberships=memberships
-            )
+            yield Disagreement(Kind.MISSING_GROUP_BINDING, "layer", channel)

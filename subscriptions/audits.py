@@ -2,35 +2,47 @@
 
 Nodes alone see their hub, so a command, the admin or REST can only ask. What storage can say
 (the log, the ledger, sessions of dead nodes) is said by whoever asks, in the answer of node 0.
+A node that dies in between is named as silent; an asker that dies leaves an audit that nodes still
+answer, and that is reported as unfinished.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from typing import Any
 
 from django.db import transaction
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from subscriptions import live, signals, storage
 from subscriptions.audit import Disagreement, Kind
 from subscriptions.bindings import ChannelKey
+from subscriptions.clock import ago
 from subscriptions.conf import conf
-from subscriptions.findings import record
+from subscriptions.errors import InvalidChannel
+from subscriptions.findings import heal_absent, record
 from subscriptions.models import Audit, AuditAnswer
+from subscriptions.services import canonical
+
+logger = logging.getLogger(__name__)
 
 STORAGE = 0
 """The node number under which storage answers."""
+
+STALE_SECONDS = 600.0
+"""Age at which nobody waits for an audit any more, so that no node answers it: those that will
+never be finished do not pile up before each look for new ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditOutcome:
     """The answers to one audit, added up. Counts are of disagreements, `missing_memberships` of
-    memberships that have a live session without a group binding."""
+    memberships that have a live session without a group binding. `silent_nodes` are those asked
+    that have given neither an answer nor a sign of progress for `audit_patience` seconds."""
 
     status: str = "running"
     found: int = 0
@@ -47,18 +59,25 @@ class AuditOutcome:
 
 
 def clean_scopes(scopes: Iterable[dict[str, str]]) -> list[dict[str, str]]:
-    """Scopes with known keys and readable channels only. Raises ValueError saying what is wrong."""
-    cleaned = []
-    for scope in scopes:
-        unknown = sorted(set(scope) - {"channel", "uid"})
-        if unknown:
-            raise ValueError(f"A scope has only channel and uid, not {', '.join(unknown)}.")
-        if scope.get("channel"):
-            ChannelKey.parse(scope["channel"])
-        kept = {name: value for name, value in scope.items() if value}
-        if kept:
-            cleaned.append(kept)
-    return cleaned
+    """Scopes with known keys and real channel names only; one that names nothing is everything.
+
+    Raises ValueError saying what is wrong.
+    """
+    cleaned = [_clean_scope(scope) for scope in scopes]
+    return cleaned if all(cleaned) else []
+
+
+def _clean_scope(scope: dict[str, str]) -> dict[str, str]:
+    unknown = sorted(set(scope) - {"channel", "uid"})
+    if unknown:
+        raise ValueError(f"A scope has only channel and uid, not {', '.join(unknown)}.")
+    kept = {name: value for name, value in scope.items() if value}
+    if "channel" in kept:
+        try:
+            kept["channel"] = str(canonical(ChannelKey.parse(kept["channel"])))
+        except InvalidChannel as error:
+            raise ValueError(str(error)) from error
+    return kept
 
 
 def clean_kinds(kinds: Iterable[str]) -> list[str]:
@@ -87,18 +106,60 @@ def request_audit(
         actor=actor[:150],
         nodes=live.live_nodes(),
     )
-    signals.audit_requested.send_robust(sender=Audit, audit=audit)
+    transaction.on_commit(lambda: _announce(audit))
     _answer_for_storage(audit)
     return audit
 
 
+def _announce(audit: Audit) -> None:
+    fields = {"audit": str(audit.pk), "actor": audit.actor, "repair": audit.repair}
+    logger.info("audit.requested", extra={**fields, "scope": audit.scopes, "kinds": audit.kinds})
+    signals.send(signals.audit_requested, Audit, audit=audit)
+
+
 def _answer_for_storage(audit: Audit) -> None:
-    found = [
-        *storage.check(audit.scopes, audit.repair),
-        *live.check_storage(audit.scopes, audit.repair),
-    ]
-    wanted = [each for each in found if not audit.kinds or each[0].kind in audit.kinds]
-    write_answer(audit, STORAGE, wanted, checked=0)
+    """Look at what is stored. A look that fails is an answer, too: nobody waits for it."""
+    kinds = audit.kinds or list(Kind)
+    try:
+        found = [
+            *storage.check(audit.scopes, kinds, audit.repair, _reason(audit)),
+            *live.check_storage(audit.scopes, kinds, audit.repair),
+        ]
+    except Exception as error:
+        logger.exception("audit.failed", extra={"audit": str(audit.pk), "node": STORAGE})
+        write_failure(audit, STORAGE, f"storage could not be checked: {error}")
+    else:
+        write_answer(audit, STORAGE, found, checked=0)
+
+
+def _reason(audit: Audit) -> str:
+    """Why a membership changed, in the change log, when this audit mended it."""
+    return f"audit {audit.pk}" + (f" of {audit.actor}" if audit.actor else "")
+
+
+def open_audits(node: int) -> list[Audit]:
+    """Unfinished audits that ask this node and have no answer of it yet, the oldest first."""
+    answered = AuditAnswer.objects.filter(node_id=node, finished_at__isnull=False)
+    rows = Audit.objects.filter(finished_at__isnull=True, requested_at__gte=ago(STALE_SECONDS))
+    rows = rows.exclude(pk__in=answered.values("audit")).order_by("requested_at")
+    return [audit for audit in rows if node in audit.nodes]
+
+
+def write_progress(audit: Audit, node: int, done: int, total: int) -> None:
+    """How far a node has come with its answer, which is also a sign that it is at it."""
+    _write(audit, node, done=done, total=total)
+
+
+def write_failure(audit: Audit, node: int, error: str) -> None:
+    """The answer of a node that could not look: the audit could not finish, and says why."""
+    _write(audit, node, error=error[:500], finished_at=Now())
+    _finish_if_answered(audit)
+
+
+def _write(audit: Audit, node: int, **fields: Any) -> None:
+    AuditAnswer.objects.update_or_create(
+        audit=audit, node_id=node, defaults={**fields, "seen_at": Now()}
+    )
 
 
 def write_answer(
@@ -106,34 +167,58 @@ def write_answer(
 ) -> None:
     """Store what `node` found as (disagreement, repaired) pairs: findings, then the counts.
 
-    A check that finds nothing writes its answer and nothing else.
+    It was a complete look at the audit's scopes and kinds, so older findings of this node that it
+    did not see are closed. A check that finds nothing new writes its answer and nothing else.
     """
     owner = node or None
     healer = f"audit {audit.pk}"
-    counts = Counter[str]()
-    by_kind: dict[str, dict[str, int]] = {}
+    left = [each for each, repaired in found if not repaired]
+    by_kind = _by_kind(found)
+    counts = {
+        "found": len(found),
+        "repaired": len(found) - len(left),
+        "missing_memberships": missing_memberships(each for each, _ in found),
+        "checked_bindings": checked,
+        "by_kind": by_kind,
+    }
     with transaction.atomic():
-        record((each for each, repaired in found if not repaired), owner)
+        record(left, owner)
         record((each for each, repaired in found if repaired), owner, healer)
-        for each, repaired in found:
-            tally = by_kind.setdefault(each.kind.value, {"found": 0, "repaired": 0})
-            tally["found"] += 1
-            tally["repaired"] += repaired
-            counts["found"] += 1
-            counts["repaired"] += repaired
-            if each.kind == Kind.MISSING_GROUP_BINDING:
-                counts["missing_memberships"] += each.memberships
-        AuditAnswer.objects.update_or_create(
-            audit=audit,
-            node_id=node,
-            defaults={
-                "counts": {**counts, "checked_bindings": checked, "by_kind": by_kind},
-                "finished_at": timezone.now(),
-                "done": checked,
-                "total": checked,
-            },
-        )
+        heal_absent(
+            audit.kinds, owner, left, f"gone ({healer})",
+            scopes=audit.scopes, before=audit.requested_at,
+        )  # fmt: skip
+        _write(audit, node, counts=counts, finished_at=Now(), done=checked, total=checked)
+        transaction.on_commit(lambda: _log_answer(audit, node, len(found), len(left)))
     _finish_if_answered(audit)
+
+
+def _by_kind(found: Sequence[tuple[Disagreement, bool]]) -> dict[str, dict[str, int]]:
+    tallies: dict[str, dict[str, int]] = {}
+    for each, repaired in found:
+        tally = tallies.setdefault(each.kind.value, {"found": 0, "repaired": 0})
+        tally["found"] += 1
+        tally["repaired"] += repaired
+    return tallies
+
+
+def missing_memberships(found: Iterable[Disagreement]) -> int:
+    """How many memberships lack a group binding: a uid's in one channel once, on however many
+    sessions; what is told without a uid by its own count."""
+    missing = [each for each in found if each.kind == Kind.MISSING_GROUP_BINDING]
+    named: dict[tuple[int | None, str], int] = {}
+    for each in missing:
+        place = each.channel, each.uid
+        named[place] = max(named.get(place, 0), each.memberships)
+    unnamed = sum(each.memberships for each in missing if not each.uid)
+    return unnamed + sum(count for (_, uid), count in named.items() if uid)
+
+
+def _log_answer(audit: Audit, node: int, found: int, left: int) -> None:
+    answer = AuditAnswer.objects.select_related("audit").get(audit=audit, node_id=node)
+    fields = {"audit": str(audit.pk), "node": node, "seconds": answer.seconds}
+    tally = {"found": found, "repaired": found - left, "left": left}
+    logger.info("audit.answered", extra={**fields, **tally})
 
 
 def _finish_if_answered(audit: Audit) -> None:
@@ -147,22 +232,36 @@ def _finish_if_answered(audit: Audit) -> None:
 
 
 def outcome(audit: Audit) -> AuditOutcome:
-    """The answers so far. `could_not_finish` once a leased node stayed silent too long, or said
-    that it failed."""
+    """The answers so far: `running` while somebody asked is at it, else `done`, unless one of
+    them stayed silent or said that it failed: then `could_not_finish`."""
     audit.refresh_from_db()
     answers = list(AuditAnswer.objects.filter(audit=audit))
     finished = {answer.node_id for answer in answers if answer.finished_at}
-    silent = [node for node in audit.nodes if node not in finished]
+    open_nodes = {STORAGE, *audit.nodes} - finished
+    silent = open_nodes - _at_it(audit) if open_nodes else set()
     errors = [answer.error for answer in answers if answer.error]
-    overdue = timezone.now() - audit.requested_at > timedelta(seconds=conf().audit_patience)
-    if not silent and STORAGE in finished:
-        status = "could_not_finish" if errors else "done"
+    if STORAGE in silent:
+        errors.append("storage was not checked: whoever asked for it is gone")
+    if open_nodes - silent:
+        status = "running"
     else:
-        status = "could_not_finish" if overdue else "running"
-    result = AuditOutcome(status=status, silent_nodes=silent, errors=errors, nodes=len(audit.nodes))
+        status = "could_not_finish" if silent or errors else "done"
+    result = AuditOutcome(
+        status=status, silent_nodes=sorted(silent - {STORAGE}), errors=errors,
+        nodes=len(audit.nodes),
+    )  # fmt: skip
     for answer in answers:
         result = _add(result, answer)
     return replace(result, left=result.found - result.repaired)
+
+
+def _at_it(audit: Audit) -> set[int]:
+    """Whom patience still waits for: everybody for a while, then those with a recent sign."""
+    recent = ago(conf().audit_patience)
+    if Audit.objects.filter(pk=audit.pk, requested_at__gte=recent).exists():
+        return {STORAGE, *audit.nodes}
+    signs = AuditAnswer.objects.filter(audit=audit, seen_at__gte=recent)
+    return set(signs.values_list("node_id", flat=True))
 
 
 def _add(result: AuditOutcome, answer: AuditAnswer) -> AuditOutcome:
@@ -191,11 +290,11 @@ def wait(
     pause: float = 0.1,
 ) -> AuditOutcome:
     """Wait until the audit is done or could not finish, at most `seconds`. Blocks its thread."""
-    deadline = None if seconds is None else time.monotonic() + seconds
+    deadline = time.monotonic() + (math.inf if seconds is None else seconds)
     while True:
         result = outcome(audit)
         if on_progress:
             on_progress(result)
-        if result.status != "running" or (deadline and time.monotonic() > deadline):
+        if result.status != "running" or time.monotonic() > deadline:
             return result
         time.sleep(pause)

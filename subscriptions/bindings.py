@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import IntEnum
@@ -63,7 +62,7 @@ class ChannelKey:
 
     @property
     def group(self) -> str:
-        """The layer's group of this channel: ASCII, under 100 characters, so a digest of the key."""
+        """The layer's group of this channel: a digest, as it must be short ASCII."""
         digest = hashlib.blake2b(str(self).encode(), digest_size=16).hexdigest()
         return f"wukongim.channel.{digest}"
 
@@ -71,12 +70,19 @@ class ChannelKey:
     def is_person(self) -> bool:
         return self.channel_type == ChannelType.PERSON
 
+    @property
+    def pair(self) -> tuple[str, ...]:
+        """The two uids of a person channel; none for other channels, and for a person's own row,
+        which carries their flags under a single uid."""
+        first, at, second = self.channel_id.partition("@")
+        return (first, second) if self.is_person and at else ()
+
     def seen_by(self, uid: str) -> str:
-        """The channel id that `uid` is shown: the peer's uid in a person channel (protocol §4.4)."""
-        if not self.is_person:
+        """The channel id that `uid` is shown: in a person channel, the peer (protocol §4.4)."""
+        pair = self.pair
+        if not pair:
             return self.channel_id
-        first, _, second = self.channel_id.partition("@")
-        return second if uid == first else first
+        return pair[1] if uid == pair[0] else pair[0]
 
 
 def person_channel_id(a: str, b: str) -> str:
@@ -86,7 +92,7 @@ def person_channel_id(a: str, b: str) -> str:
 
 
 def stored_key(channel_type: int, channel_id: str, uid: str) -> ChannelKey:
-    """What `uid` calls `channel_id`, as it is stored. Raises ValueError for a pair without `uid`."""
+    """What `uid` calls `channel_id`, as stored. Raises ValueError for a pair without `uid`."""
     if channel_type != ChannelType.PERSON:
         return ChannelKey(channel_type, channel_id)
     if "@" not in channel_id:
@@ -151,9 +157,7 @@ class GroupBinding:
     @property
     def end(self) -> int | None:
         """Last seq they may hear once they have left; None while they are a member."""
-        if self.is_open or not self.intervals:
-            return None if self.intervals else 0
-        return self.intervals[-1].left_seq
+        return self.intervals[-1].left_seq if self.intervals else 0
 
     @property
     def joined_version(self) -> int:
@@ -162,34 +166,34 @@ class GroupBinding:
 
     @property
     def joined_seq(self) -> int:
-        """Head of the channel at the first stay that is still kept."""
-        return self.intervals[0].joined_seq if self.intervals else 0
+        """Head of the channel at the current or last join; 0 when there was none."""
+        return self.intervals[-1].joined_seq if self.intervals else 0
 
-    def after(self, changes: Iterable[Change], version: int, heard: int) -> GroupBinding:
-        """This binding with the `changes` of its uid applied, true up to `version`.
+    def after(self, page: Changes, heard: int) -> GroupBinding:
+        """This binding with a page of its channel's changes applied, true up to the page's end.
 
-        Changes at or below the version it already has are ignored, so applying a page twice
-        changes nothing. Stays that ended at or before the position `heard` are dropped.
+        A page that begins above this binding's version would leave a gap, and one that ends at or
+        below it says nothing new: both change nothing, so applying a page twice is applying it
+        once. Stays that ended at or before the position `heard` are dropped.
         """
-        if version < self.version:
+        if not page.since <= self.version < page.version:
             return self
         intervals = list(self.intervals)
-        for change in changes:
+        for change in page.changes:
             if change.version <= self.version or change.uid != self.uid:
                 continue
+            intervals[-1:] = [_ended(stay, change) for stay in intervals[-1:]]
             if change.joined:
                 intervals.append(Interval(change.version, change.seq))
-            elif intervals and intervals[-1].left_version is None:
-                intervals[-1] = replace(
-                    intervals[-1], left_version=change.version, left_seq=change.seq
-                )
-        last = len(intervals) - 1
-        kept = tuple(
-            interval
-            for index, interval in enumerate(intervals)
-            if index == last or interval.left_seq is None or interval.left_seq > heard
-        )
-        return GroupBinding(self.uid, version, kept)
+        kept = [stay for stay in intervals[:-1] if stay.left_seq is None or stay.left_seq > heard]
+        return GroupBinding(self.uid, page.version, (*kept, *intervals[-1:]))
+
+
+def _ended(stay: Interval, change: Change) -> Interval:
+    """The stay, ended by this change unless an earlier one ended it."""
+    if stay.left_version is not None:
+        return stay
+    return replace(stay, left_version=change.version, left_seq=change.seq)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,10 +218,17 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What changed in one channel after a version: the page, true up to `version`."""
+    """What changed in one channel in the versions (since, version]: a page of its log, read when
+    the channel's version was `newest`."""
 
     key: ChannelKey
+    since: int
     version: int
+    newest: int
     head: int
     changes: tuple[Change, ...]
-    more: bool
+
+    @property
+    def more(self) -> bool:
+        """Whether there was more to read."""
+        return self.version < self.newest

@@ -1,19 +1,28 @@
-"""The book of findings: opened when a disagreement is seen, healed when it is mended."""
+"""The book of findings: opened when a disagreement is seen, healed when it is mended or gone.
+
+Whoever mends one records it as healed. One that went away by another path (the member was added
+again, a session closed) is closed by the next complete look that no longer sees it; those about a
+session or a node that ended are closed with it. Where nothing is open, nothing is written.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from typing import Any
 
 from django.db import transaction
-from django.db.models import F
-from django.db.models.functions import Now
+from django.db.models import F, QuerySet
+from django.db.models.functions import Coalesce, Now
 
 from subscriptions import signals
-from subscriptions.audit import Disagreement
+from subscriptions.audit import Disagreement, condense
 from subscriptions.bindings import ChannelKey
 from subscriptions.models import Channel, Finding
+from subscriptions.selectors import in_scopes, pages
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +33,6 @@ def key_of(disagreement: Disagreement, node: int | None) -> str:
     return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
 
 
-@transaction.atomic
 def record(
     disagreements: Iterable[Disagreement], node: int | None, healed_by: str = ""
 ) -> list[Finding]:
@@ -32,9 +40,26 @@ def record(
 
     With `healed_by` they are healed in the same transaction: the evidence of a heal is one row.
     """
-    recorded = [_record(each, node, healed_by) for each in disagreements]
-    transaction.on_commit(lambda: _announce(recorded))
+    seen = condense(disagreements)
+    if not seen:
+        return []
+    with transaction.atomic():
+        there = _channels_among(each.channel for each in seen)
+        recorded = [_record(_placed(each, there), node, healed_by) for each in seen]
+        transaction.on_commit(lambda: _announce(recorded))
     return [finding for finding, _ in recorded]
+
+
+def _channels_among(channels: Iterable[int | None]) -> set[int]:
+    rows = Channel.objects.filter(pk__in={channel for channel in channels if channel is not None})
+    return set(rows.values_list("pk", flat=True))
+
+
+def _placed(each: Disagreement, there: set[int]) -> Disagreement:
+    """What was found of a channel that somebody deleted is written, and points to none."""
+    if each.channel is None or each.channel in there:
+        return each
+    return replace(each, channel=None, detail=f"channel row {each.channel} is gone")
 
 
 def _record(each: Disagreement, node: int | None, healed_by: str) -> tuple[Finding, bool]:
@@ -54,53 +79,101 @@ def _record(each: Disagreement, node: int | None, healed_by: str) -> tuple[Findi
     finding, created = Finding.objects.get_or_create(
         key=key, healed_at__isnull=True, defaults=values
     )
+    row = Finding.objects.filter(pk=finding.pk)
     if not created:
-        Finding.objects.filter(pk=finding.pk).update(seen=F("seen") + 1, last_seen=Now())
+        row.update(seen=F("seen") + 1, last_seen=Now(), **_newer(each))
     if healed_by:
-        Finding.objects.filter(pk=finding.pk).update(healed_at=Now(), healed_by=healed_by)
+        row.update(healed_at=Now(), healed_by=healed_by)
     finding.refresh_from_db()
     return finding, created
 
 
-@transaction.atomic
+def _newer(each: Disagreement) -> dict[str, Any]:
+    """What another sighting knows better: how much it is by now, and how far it reaches."""
+    newer: dict[str, Any] = {"memberships": each.memberships}
+    if each.detail:
+        newer["detail"] = each.detail[:500]
+    if each.to_seq is not None:
+        newer |= {"from_seq": Coalesce(F("from_seq"), each.from_seq), "to_seq": each.to_seq}
+    return newer
+
+
+def open_findings() -> QuerySet[Finding]:
+    """The findings that nobody has healed."""
+    return Finding.objects.filter(healed_at__isnull=True)
+
+
 def heal(findings: Iterable[Finding], healed_by: str) -> int:
-    """Close open findings; returns how many. One that is healed already stays as it is."""
+    """Close those of `findings` that are open; returns how many. Twice is once."""
     pks = [finding.pk for finding in findings]
-    rows = list(Finding.objects.filter(pk__in=pks, healed_at__isnull=True))
-    Finding.objects.filter(pk__in=[row.pk for row in rows]).update(
-        healed_at=Now(), healed_by=healed_by
-    )
-    for row in rows:
-        row.refresh_from_db()
-    transaction.on_commit(lambda: _announce([(row, False) for row in rows]))
-    return len(rows)
+    if not pks:
+        return 0
+    with transaction.atomic():
+        healed = [finding for page in pages(pks) for finding in _heal(page, healed_by)]
+        transaction.on_commit(lambda: _announce((finding, False) for finding in healed))
+    return len(healed)
+
+
+def _heal(pks: list[int], healed_by: str) -> list[Finding]:
+    still_open = open_findings().filter(pk__in=pks).select_for_update()
+    mine = list(still_open.values_list("pk", flat=True))
+    rows = Finding.objects.filter(pk__in=mine)
+    rows.update(healed_at=Now(), healed_by=healed_by)
+    return list(rows)
 
 
 def heal_absent(
-    kinds: Iterable[str], node: int | None, seen: Iterable[Disagreement], healed_by: str
+    kinds: Collection[str],
+    node: int | None,
+    seen: Iterable[Disagreement],
+    healed_by: str,
+    *,
+    scopes: Iterable[dict[str, str]] = (),
+    before: Any = None,
 ) -> int:
-    """Close this node's open findings of `kinds` that a complete check no longer sees."""
-    keys = {key_of(each, node) for each in seen}
-    gone = Finding.objects.filter(
-        kind__in=list(kinds), node_id=node, healed_at__isnull=True
-    ).exclude(key__in=keys)
+    """Close this node's open findings of `kinds` (none: all) that a complete look did not see.
+
+    `seen` is what the look saw and did not mend, in `scopes`. What was seen after the look began
+    (`before`: a database time, or `clock.ago`) stays open: it may be newer than the look.
+    """
+    rows = open_findings().filter(in_scopes(list(scopes)), node_id=node)
+    if kinds:
+        rows = rows.filter(kind__in=list(kinds))
+    if before is not None:
+        rows = rows.filter(last_seen__lte=before)
+    places = defaultdict(list)
+    for each in seen:
+        places[each.kind.value, each.channel].append((each.uid, each.session))
+    gone = [row for row in rows if not _is_among(row, places[row.kind, row.channel_id])]
     return heal(gone, healed_by)
 
 
-def _announce(recorded: Iterable[tuple[Finding, bool]]) -> None:
-    keys = dict(
-        (pk, ChannelKey(kind, name))
-        for pk, kind, name in Channel.objects.filter(
-            pk__in={f.channel_id for f, _ in recorded if f.channel_id}
-        ).values_list("pk", "channel_type", "channel_id")
+def _is_among(finding: Finding, places: Iterable[tuple[str, str]]) -> bool:
+    """Whether one of these uids and sessions may be the finding's: on either side, none means
+    all of them."""
+    return any(
+        (finding.uid == uid or not (finding.uid and uid))
+        and (finding.session_id == session or not (finding.session_id and session))
+        for uid, session in places
     )
+
+
+def _announce(recorded: Iterable[tuple[Finding, bool]]) -> None:
+    recorded = list(recorded)
+    channels = {finding.channel_id for finding, _ in recorded if finding.channel_id}
+    keys = {
+        pk: ChannelKey(kind, name)
+        for pk, kind, name in Channel.objects.filter(pk__in=channels).values_list(
+            "pk", "channel_type", "channel_id"
+        )
+    }
     for finding, created in recorded:
         if created:
             _log("finding.opened", logging.WARNING, finding, keys)
-            signals.finding_opened.send_robust(sender=Finding, finding=finding)
+            signals.send(signals.finding_opened, Finding, finding=finding)
         if finding.healed_at:
             _log("finding.healed", logging.INFO, finding, keys)
-            signals.finding_healed.send_robust(sender=Finding, finding=finding)
+            signals.send(signals.finding_healed, Finding, finding=finding)
 
 
 def _log(event: str, level: int, finding: Finding, keys: dict[int, ChannelKey]) -> None:

@@ -6,22 +6,47 @@ it there are no live sessions and nothing can be said about bindings.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from django.db.models import QuerySet
+
+from subscriptions.audit import Disagreement
+
+Found = list[tuple[Disagreement, bool]]
+"""Disagreements, each with whether it was mended."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """What a node with a valid lease last said of itself. `check_age`: seconds since its last
+    complete check ended; None before the first."""
+
+    node: int
+    host: str
+    pid: int
+    started_at: datetime
+    sessions: int
+    groups: int
+    expected: int
+    bindings: int
+    check_age: float | None
+    probe_ms: float | None
+    probe_missed: int
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
     """How to ask. `sessions`: live rows with id, uid, node_id, opened_at and `checked_at` of
-    their node. `nodes`: ids of nodes whose lease is valid. `storage`: checks (and mends) what
-    the provider stores, and returns disagreements as `subscriptions.audit` names them."""
+    their node. `nodes`: those whose lease is valid. `storage`: checks (and with its last argument
+    mends) what the provider stores, for scopes and kinds; it returns (disagreement, repaired)
+    pairs."""
 
     sessions: Callable[[], QuerySet[Any]]
-    nodes: Callable[[], list[int]]
-    storage: Callable[[list[dict[str, str]], bool], list[Any]]
+    nodes: Callable[[], list[NodeView]]
+    storage: Callable[[list[dict[str, str]], Collection[str], bool], Found]
 
 
 _provider: Provider | None = None
@@ -38,11 +63,16 @@ def live_sessions() -> QuerySet[Any] | None:
     return _provider.sessions() if _provider else None
 
 
-def live_nodes() -> list[int]:
-    """Ids of the nodes that hold a valid lease."""
+def node_views() -> list[NodeView]:
+    """The nodes that hold a valid lease, as they last described themselves, by id."""
     return _provider.nodes() if _provider else []
 
 
-def check_storage(scopes: list[dict[str, str]], repair: bool) -> list[Any]:
+def live_nodes() -> list[int]:
+    """Their ids."""
+    return [view.node for view in node_views()]
+
+
+def check_storage(scopes: list[dict[str, str]], kinds: Collection[str], repair: bool) -> Found:
     """Disagreements in what the provider stores: dead sessions, holes in the log."""
-    return _provider.storage(scopes, repair) if _provider else []
+    return _provider.storage(scopes, kinds, repair) if _provider else []

@@ -8,13 +8,31 @@ models only describe the tables and keep the ORM from writing what the triggers 
 from __future__ import annotations
 
 import uuid
+from datetime import datetime
 from typing import Any, ClassVar
 
 from django.db import models
 from django.db.models.functions import Now
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
+from subscriptions.audit import Kind
 from subscriptions.bindings import ChannelKey, ChannelType
+
+CHANNEL_TYPES = [
+    (ChannelType.PERSON.value, _("person")),
+    (ChannelType.GROUP.value, _("group")),
+    (ChannelType.CUSTOMER_SERVICE.value, _("customer service")),
+    (ChannelType.COMMUNITY.value, _("community")),
+    (ChannelType.COMMUNITY_TOPIC.value, _("community topic")),
+    (ChannelType.INFO.value, _("info")),
+    (ChannelType.DATA.value, _("data")),
+    (ChannelType.TEMP.value, _("temp")),
+    (ChannelType.LIVE.value, _("live")),
+    (ChannelType.VISITORS.value, _("visitors")),
+    (ChannelType.AGENT.value, _("agent")),
+    (ChannelType.AGENT_GROUP.value, _("agent group")),
+]
 
 
 class MachineOwned(models.Model):
@@ -48,9 +66,7 @@ class Channel(MachineOwned):
     machine_owned = ("last_seq", "membership_version")
 
     channel_id = models.CharField(_("channel id"), max_length=201)
-    channel_type = models.PositiveSmallIntegerField(
-        _("type"), choices=[(t.value, t.name.lower().replace("_", " ")) for t in ChannelType]
-    )
+    channel_type = models.PositiveSmallIntegerField(_("type"), choices=CHANNEL_TYPES)
     last_seq = models.BigIntegerField(_("head"), db_default=0, editable=False)
     membership_version = models.BigIntegerField(_("version"), db_default=0, editable=False)
     large = models.BooleanField(_("large"), default=False, db_default=False)
@@ -68,10 +84,6 @@ class Channel(MachineOwned):
                 fields=["channel_id", "channel_type"], name="wukongim_channel_key"
             )
         ]
-        permissions = [
-            ("check_group_bindings", _("Can check group bindings")),
-            ("repair_group_bindings", _("Can repair group bindings")),
-        ]
 
     def __str__(self) -> str:
         return str(self.key)
@@ -88,9 +100,10 @@ class Channel(MachineOwned):
 
 
 class Membership(MachineOwned):
-    """The fact that a uid belongs to a channel, and what that reader keeps.
+    """One member of a channel, with what that reader keeps.
 
-    Creating the row is joining, deleting it is leaving, whoever does it.
+    The row itself is the membership: whoever inserts it joins the uid, whoever deletes it ends
+    the stay, and the triggers do the rest.
     """
 
     machine_owned = ("joined_version", "joined_seq", "joined_at")
@@ -109,16 +122,20 @@ class Membership(MachineOwned):
         verbose_name = _("membership")
         verbose_name_plural = _("memberships")
         constraints = [
-            models.UniqueConstraint(fields=["channel", "uid"], name="wukongim_membership_key")
+            models.UniqueConstraint(fields=["channel", "uid"], name="wukongim_membership_key"),
+            models.CheckConstraint(
+                condition=models.Q(read_seq__gte=0, hidden_seq__gte=0),
+                name="wukongim_membership_seqs",
+            ),
         ]
         indexes = [models.Index(fields=["uid"], name="wukongim_membership_uid")]
         permissions = [
-            ("check_membership_bindings", _("Can check group bindings of memberships")),
-            ("repair_membership_bindings", _("Can repair group bindings of memberships")),
+            ("check_group_bindings", _("Can check group bindings")),
+            ("repair_group_bindings", _("Can repair group bindings")),
         ]
 
     def __str__(self) -> str:
-        return f"{self.uid} in {self.channel}"
+        return gettext("%(uid)s in %(channel)s") % {"uid": self.uid, "channel": self.channel}
 
     @property
     def group(self) -> str:
@@ -138,7 +155,7 @@ class MembershipChange(models.Model):
     joined = models.BooleanField(_("joined"))
     at = models.DateTimeField(_("when"))
     actor = models.CharField(_("by"), max_length=150, null=True)  # noqa: DJ001 - null: not named yet
-    reason = models.CharField(_("reason"), max_length=200, null=True)  # noqa: DJ001
+    reason = models.CharField(_("reason"), max_length=200, null=True)  # noqa: DJ001 - the same
 
     class Meta:
         verbose_name = _("membership change")
@@ -146,21 +163,29 @@ class MembershipChange(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["channel", "version"], name="wukongim_change_key")
         ]
-        indexes = [models.Index(fields=["uid", "channel"], name="wukongim_change_uid")]
+        indexes = [
+            models.Index(fields=["uid", "channel", "version"], name="wukongim_change_uid"),
+            models.Index(fields=["at"], name="wukongim_change_at"),
+        ]
 
     def __str__(self) -> str:
-        verb = "joined" if self.joined else "left"
-        return f"{self.uid} {verb} {self.channel} (version {self.version})"
+        text = (
+            gettext("%(uid)s joined %(channel)s (version %(version)s)")
+            if self.joined
+            else gettext("%(uid)s left %(channel)s (version %(version)s)")
+        )
+        return text % {"uid": self.uid, "channel": self.channel, "version": self.version}
 
 
 class AccessRule(models.Model):
     """One entry of a deny or allow list. Kept apart from the channel's row, which may be missing.
 
-    In person channels the list belongs to the receiver: `channel_id` is the receiver's uid.
+    `channel_id` and `channel_type` name the channel in the words of `Channel`: text, no foreign
+    key. In person channels the list belongs to the receiver, whose uid it then is.
     """
 
     channel_id = models.CharField(_("channel id"), max_length=201)
-    channel_type = models.PositiveSmallIntegerField(_("type"))
+    channel_type = models.PositiveSmallIntegerField(_("type"), choices=CHANNEL_TYPES)
     uid = models.CharField(_("uid"), max_length=100)
     allow = models.BooleanField(_("allow"), help_text=_("Allow list if set, deny list if not."))
 
@@ -174,21 +199,24 @@ class AccessRule(models.Model):
         ]
 
     def __str__(self) -> str:
-        verb = "allows" if self.allow else "denies"
-        return f"{self.channel_type}:{self.channel_id} {verb} {self.uid}"
+        key = ChannelKey(self.channel_type, self.channel_id)
+        text = (
+            gettext("%(key)s allows %(uid)s") if self.allow else gettext("%(key)s denies %(uid)s")
+        )
+        return text % {"key": key, "uid": self.uid}
 
 
-class FindingKind(models.TextChoices):
-    """Every disagreement that has a name (design.md §8)."""
-
-    MISSING_GROUP_BINDING = "missing_group_binding", _("missing group binding")
-    STRAY_GROUP_BINDING = "stray_group_binding", _("stray group binding")
-    BINDING_BEHIND = "binding_behind", _("binding behind")
-    DEAD_SESSION = "dead_session", _("dead session")
-    UNREGISTERED_SESSION = "unregistered_session", _("unregistered session")
-    DEAF_NODE = "deaf_node", _("deaf node")
-    LOG_HOLE = "log_hole", _("hole in the log")
-    MEMBERSHIP_INVALID = "membership_invalid", _("invalid membership")
+KIND_LABELS = {
+    Kind.MISSING_GROUP_BINDING: _("missing group binding"),
+    Kind.STRAY_GROUP_BINDING: _("stray group binding"),
+    Kind.BINDING_BEHIND: _("binding behind"),
+    Kind.DEAD_SESSION: _("dead session"),
+    Kind.UNREGISTERED_SESSION: _("unregistered session"),
+    Kind.DEAF_NODE: _("deaf node"),
+    Kind.LOG_HOLE: _("hole in the log"),
+    Kind.MEMBERSHIP_INVALID: _("invalid membership"),
+}
+KIND_CHOICES = [(kind.value, KIND_LABELS[kind]) for kind in Kind]
 
 
 class Finding(models.Model):
@@ -198,7 +226,7 @@ class Finding(models.Model):
     `seen`. Sessions and nodes are named by their ids: evidence outlives the rows.
     """
 
-    kind = models.CharField(_("kind"), max_length=32, choices=FindingKind.choices)
+    kind = models.CharField(_("kind"), max_length=32, choices=KIND_CHOICES)
     reason = models.CharField(_("where"), max_length=64, blank=True)
     channel = models.ForeignKey(
         Channel, models.CASCADE, null=True, blank=True, verbose_name=_("channel")
@@ -206,7 +234,7 @@ class Finding(models.Model):
     uid = models.CharField(_("uid"), max_length=100, blank=True)
     session_id = models.CharField(_("session"), max_length=32, blank=True)
     node_id = models.BigIntegerField(_("node"), null=True, blank=True)
-    key = models.CharField(max_length=64, editable=False)
+    key = models.CharField(_("key"), max_length=64, editable=False)
     first_seen = models.DateTimeField(_("first seen"), db_default=Now())
     last_seen = models.DateTimeField(_("last seen"), db_default=Now())
     seen = models.PositiveIntegerField(_("times seen"), default=1)
@@ -230,11 +258,12 @@ class Finding(models.Model):
         indexes = [
             models.Index(fields=["channel", "uid"], name="wukongim_finding_place"),
             models.Index(fields=["-first_seen"], name="wukongim_finding_time"),
+            models.Index(fields=["healed_at"], name="wukongim_finding_healed"),
         ]
 
     def __str__(self) -> str:
         place = " ".join(filter(None, [self.uid, str(self.channel or ""), self.session_id]))
-        return f"{self.kind} {place}".strip()
+        return f"{self.get_kind_display()} {place}".strip()
 
 
 class Audit(models.Model):
@@ -265,18 +294,29 @@ class Audit(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{'repair' if self.repair else 'check'} {self.id}"
+        return (gettext("repair %s") if self.repair else gettext("check %s")) % self.id
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took until all had answered; None while somebody has not."""
+        return _seconds(self.requested_at, self.finished_at)
 
 
 class AuditAnswer(models.Model):
-    """What one node, or storage (node 0), has to say to an audit. Counts, never pictures."""
+    """What one node, or storage (node 0), has to say to an audit. Counts, never pictures.
 
-    audit = models.ForeignKey(Audit, models.CASCADE, related_name="answers")
+    `seen_at` is its last sign of life: each write of the row raises it.
+    """
+
+    audit = models.ForeignKey(
+        Audit, models.CASCADE, related_name="answers", verbose_name=_("audit")
+    )
     node_id = models.BigIntegerField(_("node"))
     done = models.PositiveIntegerField(_("done"), default=0)
     total = models.PositiveIntegerField(_("of"), default=0)
     counts = models.JSONField(_("counts"), default=dict)
     error = models.CharField(_("error"), max_length=500, blank=True)
+    seen_at = models.DateTimeField(_("last sign"), db_default=Now())
     finished_at = models.DateTimeField(_("finished"), null=True)
 
     class Meta:
@@ -287,4 +327,15 @@ class AuditAnswer(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"answer of {'storage' if self.node_id == 0 else f'node {self.node_id}'}"
+        if self.node_id == 0:
+            return gettext("answer of storage")
+        return gettext("answer of node %s") % self.node_id
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took from the request to this answer; None until it has come."""
+        return _seconds(self.audit.requested_at, self.finished_at)
+
+
+def _seconds(begin: datetime, end: datetime | None) -> float | None:
+    return None if end is None else round((end - begin).total_seconds(), 3)

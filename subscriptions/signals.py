@@ -5,13 +5,15 @@ What another process or raw SQL did is not signalled here: the change log has al
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
 from django.dispatch import Signal
+
+logger = logging.getLogger(__name__)
 
 membership_changed = Signal()
 """channel (ChannelKey), channel_pk, uids (tuple), joined (bool), actor, reason."""
-
-permissions_changed = Signal()
-"""channel (ChannelKey): its flags or access rules changed."""
 
 audit_requested = Signal()
 """audit (Audit): somebody asks the nodes to look."""
@@ -21,3 +23,10 @@ finding_opened = Signal()
 
 finding_healed = Signal()
 """finding (Finding), with healed_at and healed_by set."""
+
+
+def send(signal: Signal, sender: Any, **fields: Any) -> None:
+    """Send a signal; a receiver that fails is logged and hurts nobody else."""
+    for receiver, answer in signal.send_robust(sender=sender, **fields):
+        if isinstance(answer, Exception):
+            logger.error("signal.failed", exc_info=answer, extra={"receiver": repr(receiver)})

@@ -1,104 +1,108 @@
 """What the subscription tables say about themselves: every membership against the change log.
 
-`membership_invalid`: a membership whose versions contradict the ledger, one that the ledger does
-not know, or one that the ledger has and the table has not. It can only come from writes that pass
-triggers by (SQLite's REPLACE, a restored table); the ledger is what is believed, except that a
-row without any line in it gets one, by leaving and joining again.
+`membership_invalid`: a membership that is not what the change log says, one that the log does not
+know, or one that the log has and the table has not. It can only come from writes that pass the
+triggers by (a restored table, a replaced row); the log is what is believed, except that a row
+without any line in it gets one, by leaving and joining again, and a stay without a row is ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Collection, Iterator
 
-from django.db import transaction
-from django.db.models import F, OuterRef, Q, Subquery
+from django.db import DatabaseError, transaction
+from django.db.models import Exists, OuterRef, QuerySet
 
-from subscriptions.audit import Disagreement, Kind
-from subscriptions.models import Membership, MembershipChange
+from subscriptions import services
+from subscriptions.audit import Disagreement, Kind, distinct
+from subscriptions.live import Found
+from subscriptions.models import Channel, Membership, MembershipChange
 from subscriptions.selectors import in_scopes
 
-Found = list[tuple[Disagreement, bool]]
+logger = logging.getLogger(__name__)
+
+ACTOR = "repair"
+"""Who changed a membership, in the change log, when it was mended here."""
 
 
-def check(scopes: list[dict[str, str]], repair: bool) -> Found:
-    """(disagreement, repaired) of every membership in `scopes`; with `repair` they are mended."""
-    found: Found = []
-    for membership in _contradicting(scopes):
-        each = Disagreement(
-            Kind.MEMBERSHIP_INVALID, "membership table", membership.channel_id, membership.uid
-        )
-        found.append((each, repair and _rebuild(membership)))
-    for change in _lost(scopes):
-        each = Disagreement(
-            Kind.MEMBERSHIP_INVALID, "change log", change.channel_id, change.uid,
-            detail="the change log has this member, the table has not",
-        )  # fmt: skip
-        found.append((each, repair and _restore_leave(change)))
-    return found
+def check(
+    scopes: list[dict[str, str]], kinds: Collection[str], repair: bool, reason: str = ""
+) -> Found:
+    """(disagreement, repaired) of every membership in `scopes`; with `repair` they are mended,
+    and what a second look still sees is not. Reads the change log once, by its indexes. Lines
+    that mending adds to it carry `reason`."""
+    if Kind.MEMBERSHIP_INVALID not in kinds:
+        return []
+    found = distinct(_look(scopes))
+    if not (repair and found):
+        return [(each, False) for each in found]
+    for each in found:
+        _mend(each, reason)
+    left = {each.identity for each in _look(scopes)}
+    return [(each, each.identity not in left) for each in found]
 
 
-def _last_change() -> Q:
-    rows = MembershipChange.objects.filter(
-        channel=OuterRef("channel_id"), uid=OuterRef("uid")
-    ).order_by("-version")
-    return rows
+def _look(scopes: list[dict[str, str]]) -> Iterator[Disagreement]:
+    for channel, uid in _contradicting(scopes).values_list("channel_id", "uid").iterator():
+        yield _invalid("membership table", channel, uid, "not as the change log has it")
+    for channel, uid in _lost(scopes).values_list("channel_id", "uid").iterator():
+        yield _invalid("change log", channel, uid, "in the change log, not in the table")
 
 
-def _contradicting(scopes: list[dict[str, str]]) -> Iterator[Membership]:
-    rows = Membership.objects.filter(in_scopes(scopes)).annotate(
-        last_version=Subquery(_last_change().values("version")[:1]),
-        last_seq=Subquery(_last_change().values("seq")[:1]),
-        last_joined=Subquery(_last_change().values("joined")[:1]),
+def _invalid(place: str, channel: int, uid: str, detail: str) -> Disagreement:
+    return Disagreement(Kind.MEMBERSHIP_INVALID, place, channel, uid, detail=detail)
+
+
+def _contradicting(scopes: list[dict[str, str]]) -> QuerySet[Membership]:
+    """Memberships whose join is not in the log, or not the last line of their uid there."""
+    lines = MembershipChange.objects.filter(channel=OuterRef("channel_id"), uid=OuterRef("uid"))
+    join = lines.filter(version=OuterRef("joined_version"), seq=OuterRef("joined_seq"), joined=True)
+    later = lines.filter(version__gt=OuterRef("joined_version"))
+    return Membership.objects.filter(in_scopes(scopes)).filter(~Exists(join) | Exists(later))
+
+
+def _lost(scopes: list[dict[str, str]]) -> QuerySet[MembershipChange]:
+    """Last lines of their uid that say "joined", without a membership."""
+    place = {"channel": OuterRef("channel_id"), "uid": OuterRef("uid")}
+    later = MembershipChange.objects.filter(**place, version__gt=OuterRef("version"))
+    return MembershipChange.objects.filter(
+        in_scopes(scopes), ~Exists(Membership.objects.filter(**place)), ~Exists(later), joined=True
     )
-    wrong = (
-        Q(last_version__isnull=True)
-        | Q(last_joined=False)
-        | ~Q(last_version=F("joined_version"))
-        | ~Q(last_seq=F("joined_seq"))
-    )
-    return rows.filter(wrong).iterator()
 
 
-def _lost(scopes: list[dict[str, str]]) -> Iterator[MembershipChange]:
-    """Last changes that say "joined" of a uid that has no membership."""
-    rows = MembershipChange.objects.filter(in_scopes(scopes), joined=True).annotate(
-        last_version=Subquery(_last_change().values("version")[:1]),
-        row=Subquery(
-            Membership.objects.filter(channel=OuterRef("channel_id"), uid=OuterRef("uid")).values(
-                "pk"
-            )[:1]
-        ),
-    )
-    return rows.filter(version=F("last_version"), row__isnull=True).iterator()
+def _mend(each: Disagreement, reason: str) -> None:
+    """Recompute one membership from the log. What cannot be mended is logged and stays found."""
+    try:
+        with transaction.atomic():
+            _recompute(each.channel or 0, each.uid, reason)
+    except DatabaseError:
+        fields = {"kind": each.kind, "channel_pk": each.channel, "uid": each.uid}
+        logger.exception("repair.failed", extra=fields)
 
 
-@transaction.atomic
-def _rebuild(membership: Membership) -> bool:
-    """Give the row what the ledger says; a row the ledger does not know as joined joins anew."""
-    last = (
-        MembershipChange.objects.filter(channel=membership.channel_id, uid=membership.uid)
-        .order_by("-version")
-        .first()
-    )
+def _recompute(pk: int, uid: str, reason: str) -> None:
+    """Make table and log agree, under the channel's lock. Twice changes nothing."""
+    channel = Channel.objects.select_for_update(no_key=True).filter(pk=pk).first()
+    if channel is None:
+        return
+    rows = Membership.objects.filter(channel=channel, uid=uid)
+    row = rows.first()
+    lines = MembershipChange.objects.filter(channel=channel, uid=uid)
+    last = lines.order_by("-version").first()
+    if row is None:
+        _end_stay(channel, uid, last, reason)
+    elif last is None or not last.joined:
+        services.remove(channel, [uid], ACTOR, reason)
+        services.add(channel, [uid], ACTOR, reason)
+        rows.update(read_seq=row.read_seq, hidden_seq=row.hidden_seq)
+    elif (row.joined_version, row.joined_seq) != (last.version, last.seq):
+        rows.update(joined_version=last.version, joined_seq=last.seq)
+
+
+def _end_stay(channel: Channel, uid: str, last: MembershipChange | None, reason: str) -> None:
+    """Write down a leave that the triggers did not see: by joining, which ends the open stay, and
+    leaving. The table is what people edit: without a row the uid is no member."""
     if last is not None and last.joined:
-        Membership.objects.filter(pk=membership.pk).update(
-            joined_version=last.version, joined_seq=last.seq
-        )
-        return True
-    read, hidden = membership.read_seq, membership.hidden_seq
-    Membership.objects.filter(pk=membership.pk).delete()
-    Membership.objects.create(
-        channel_id=membership.channel_id, uid=membership.uid, read_seq=read, hidden_seq=hidden
-    )
-    return True
-
-
-@transaction.atomic
-def _restore_leave(change: MembershipChange) -> bool:
-    """Close a stay that the ledger still has open: join and leave, so that it is written down.
-
-    The table is what people edit; the row is gone, so the uid is no member.
-    """
-    row = Membership.objects.create(channel_id=change.channel_id, uid=change.uid)
-    row.delete()
-    return True
+        services.add(channel, [uid], ACTOR, reason)
+        services.remove(channel, [uid], ACTOR, reason)

@@ -23,7 +23,26 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("channel_id", models.CharField(max_length=201, verbose_name="channel id")),
-                ("channel_type", models.PositiveSmallIntegerField(verbose_name="type")),
+                (
+                    "channel_type",
+                    models.PositiveSmallIntegerField(
+                        choices=[
+                            (1, "person"),
+                            (2, "group"),
+                            (3, "customer service"),
+                            (4, "community"),
+                            (5, "community topic"),
+                            (6, "info"),
+                            (7, "data"),
+                            (8, "temp"),
+                            (9, "live"),
+                            (10, "visitors"),
+                            (11, "agent"),
+                            (12, "agent group"),
+                        ],
+                        verbose_name="type",
+                    ),
+                ),
                 ("uid", models.CharField(max_length=100, verbose_name="uid")),
                 (
                     "allow",
@@ -166,10 +185,6 @@ class Migration(migrations.Migration):
             options={
                 "verbose_name": "channel",
                 "verbose_name_plural": "channels",
-                "permissions": [
-                    ("check_group_bindings", "Can check group bindings"),
-                    ("repair_group_bindings", "Can repair group bindings"),
-                ],
                 "constraints": [
                     models.UniqueConstraint(
                         fields=("channel_id", "channel_type"), name="wukongim_channel_key"
@@ -191,6 +206,13 @@ class Migration(migrations.Migration):
                 ("total", models.PositiveIntegerField(default=0, verbose_name="of")),
                 ("counts", models.JSONField(default=dict, verbose_name="counts")),
                 ("error", models.CharField(blank=True, max_length=500, verbose_name="error")),
+                (
+                    "seen_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        verbose_name="last sign",
+                    ),
+                ),
                 ("finished_at", models.DateTimeField(null=True, verbose_name="finished")),
                 (
                     "audit",
@@ -198,6 +220,7 @@ class Migration(migrations.Migration):
                         on_delete=django.db.models.deletion.CASCADE,
                         related_name="answers",
                         to="wukongim_subscriptions.audit",
+                        verbose_name="audit",
                     ),
                 ),
             ],
@@ -239,7 +262,7 @@ class Migration(migrations.Migration):
                 ("uid", models.CharField(blank=True, max_length=100, verbose_name="uid")),
                 ("session_id", models.CharField(blank=True, max_length=32, verbose_name="session")),
                 ("node_id", models.BigIntegerField(blank=True, null=True, verbose_name="node")),
-                ("key", models.CharField(editable=False, max_length=64)),
+                ("key", models.CharField(editable=False, max_length=64, verbose_name="key")),
                 (
                     "first_seen",
                     models.DateTimeField(
@@ -287,6 +310,7 @@ class Migration(migrations.Migration):
                 "indexes": [
                     models.Index(fields=["channel", "uid"], name="wukongim_finding_place"),
                     models.Index(fields=["-first_seen"], name="wukongim_finding_time"),
+                    models.Index(fields=["healed_at"], name="wukongim_finding_healed"),
                 ],
                 "constraints": [
                     models.UniqueConstraint(
@@ -349,14 +373,18 @@ class Migration(migrations.Migration):
                 "verbose_name": "membership",
                 "verbose_name_plural": "memberships",
                 "permissions": [
-                    ("check_membership_bindings", "Can check group bindings of memberships"),
-                    ("repair_membership_bindings", "Can repair group bindings of memberships"),
+                    ("check_group_bindings", "Can check group bindings"),
+                    ("repair_group_bindings", "Can repair group bindings"),
                 ],
                 "indexes": [models.Index(fields=["uid"], name="wukongim_membership_uid")],
                 "constraints": [
                     models.UniqueConstraint(
                         fields=("channel", "uid"), name="wukongim_membership_key"
-                    )
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("hidden_seq__gte", 0), ("read_seq__gte", 0)),
+                        name="wukongim_membership_seqs",
+                    ),
                 ],
             },
         ),
@@ -389,7 +417,10 @@ class Migration(migrations.Migration):
             options={
                 "verbose_name": "membership change",
                 "verbose_name_plural": "membership changes",
-                "indexes": [models.Index(fields=["uid", "channel"], name="wukongim_change_uid")],
+                "indexes": [
+                    models.Index(fields=["uid", "channel", "version"], name="wukongim_change_uid"),
+                    models.Index(fields=["at"], name="wukongim_change_at"),
+                ],
                 "constraints": [
                     models.UniqueConstraint(
                         fields=("channel", "version"), name="wukongim_change_key"

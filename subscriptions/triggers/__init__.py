@@ -1,1 +1,1 @@
-"""The SQL that keeps versions and the change log: one module a database, one that installs."""
+"""How a database is made to count its own membership changes: its SQL, and the installing."""

@@ -15,7 +15,7 @@ NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
 
 RAISE_VERSION_OF_PERSON = f"""
     UPDATE {CHANNEL} SET membership_version = membership_version + 1
-    WHERE channel_type = 1 AND id IN (
+    WHERE {{row}}.channel_type = 1 AND channel_type = 1 AND id IN (
         SELECT owner.channel_id FROM {MEMBERSHIP} owner
         JOIN {MEMBERSHIP} peer ON peer.channel_id = owner.channel_id
         WHERE owner.uid = {{row}}.channel_id AND peer.uid = {{row}}.uid);
@@ -32,11 +32,23 @@ def _rule_trigger(event: str, row: str) -> str:
     END"""
 
 
+STILL_JOINED = f"""
+    (SELECT joined FROM {CHANGE} WHERE uid = NEW.uid AND channel_id = NEW.channel_id
+     ORDER BY version DESC LIMIT 1)
+"""
+
 TRIGGERS: dict[str, str] = {
+    # INSERT OR REPLACE, and whatever else deletes a row past the triggers, leaves a stay open in
+    # the change log: it is ended before the new one begins, or it would be heard in for ever.
     "wukongim_membership_joined": f"""
     CREATE TRIGGER wukongim_membership_joined AFTER INSERT ON {MEMBERSHIP} BEGIN
         SELECT RAISE(ABORT, 'a membership needs its channel: create the channel first')
         WHERE NOT EXISTS (SELECT 1 FROM {CHANNEL} WHERE id = NEW.channel_id);
+        UPDATE {CHANNEL} SET membership_version = membership_version + 1
+        WHERE id = NEW.channel_id AND {STILL_JOINED};
+        INSERT INTO {CHANGE} (channel_id, uid, version, seq, joined, at)
+        SELECT id, NEW.uid, membership_version, last_seq, 0, {NOW} FROM {CHANNEL}
+        WHERE id = NEW.channel_id AND {STILL_JOINED};
         UPDATE {CHANNEL} SET membership_version = membership_version + 1
         WHERE id = NEW.channel_id;
         INSERT INTO {CHANGE} (channel_id, uid, version, seq, joined, at)
@@ -67,6 +79,12 @@ TRIGGERS: dict[str, str] = {
         SELECT 1 FROM {CHANGE} WHERE channel_id = NEW.channel_id AND uid = NEW.uid AND joined
         AND version = NEW.joined_version AND seq = NEW.joined_seq) BEGIN
         SELECT RAISE(ABORT, 'joined_version and joined_seq are written by the database');
+    END""",
+    "wukongim_channel_fixed": f"""
+    CREATE TRIGGER wukongim_channel_fixed BEFORE UPDATE OF id, channel_id, channel_type ON {CHANNEL}
+    WHEN NEW.id IS NOT OLD.id OR NEW.channel_id IS NOT OLD.channel_id
+        OR NEW.channel_type IS NOT OLD.channel_type BEGIN
+        SELECT RAISE(ABORT, 'a channel cannot be renamed: its sessions are bound to its name');
     END""",
     "wukongim_channel_guard": f"""
     CREATE TRIGGER wukongim_channel_guard
@@ -106,10 +124,15 @@ TRIGGERS: dict[str, str] = {
     "wukongim_rule_insert": _rule_trigger("INSERT", "NEW"),
     "wukongim_rule_delete": _rule_trigger("DELETE", "OLD"),
     "wukongim_rule_fixed": f"""
-    CREATE TRIGGER wukongim_rule_fixed BEFORE UPDATE ON {RULE} BEGIN
+    CREATE TRIGGER wukongim_rule_fixed BEFORE UPDATE ON {RULE}
+    WHEN (NEW.channel_id, NEW.channel_type, NEW.uid, NEW.allow)
+        IS NOT (OLD.channel_id, OLD.channel_type, OLD.uid, OLD.allow) BEGIN
         SELECT RAISE(ABORT, 'an access rule cannot be changed: delete it and create another');
     END""",
 }
 
 DROP = "DROP TRIGGER IF EXISTS {name}"
-NAMES = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'wukongim\\_%' ESCAPE '\\'"
+NAMES = r"""
+    SELECT name, sql FROM sqlite_master
+    WHERE type = 'trigger' AND name LIKE 'wukongim\_%' ESCAPE '\'
+"""

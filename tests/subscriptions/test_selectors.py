@@ -1,0 +1,97 @@
+"""Reads answer their question, in the same number of statements however long the answer."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from subscriptions import selectors, services
+from subscriptions.bindings import ChannelKey
+from subscriptions.models import Channel, Membership
+from tests.support.factories import make_group
+
+pytestmark = pytest.mark.django_db
+
+
+def test_memberships_have_head_and_version_of_their_channel(db):
+    team, other = make_group("team", "alice", "bob"), make_group("other", "alice")
+    Channel.objects.filter(pk=team.pk).update(last_seq=5)
+    found = {(e.uid, e.channel): e for e in selectors.memberships_of(["alice", "bob", "eve"])}
+    assert set(found) == {("alice", team.pk), ("bob", team.pk), ("alice", other.pk)}
+    alice = found["alice", team.pk]
+    assert (alice.key, alice.joined_version, alice.version, alice.head) == (
+        ChannelKey(2, "team"), 1, 2, 5,
+    )  # fmt: skip
+    assert [each.channel for each in selectors.memberships_of(["alice"], other.pk)] == [other.pk]
+
+
+def test_memberships_of_one_uid_are_one_statement(db, django_assert_num_queries):
+    for number in range(30):
+        make_group(f"room{number}", "alice")
+    with django_assert_num_queries(1):
+        assert len(selectors.memberships_of(["alice"])) == 30
+
+
+@pytest.mark.parametrize("read", [selectors.memberships_of, selectors.digests, selectors.heads])
+def test_longer_lists_than_a_statement_takes_are_read_in_pages(db, read):
+    team = make_group("team", "alice")
+    wanted = range(300_000) if read is selectors.heads else [f"u{n}" for n in range(300_000)]
+    found = read([*wanted, team.pk if read is selectors.heads else "alice"])
+    assert len(found) == 1
+    assert read([]) in ({}, [])
+
+
+def test_heads_are_head_and_version(db):
+    team = make_group("team", "alice", "bob")
+    Channel.objects.update(last_seq=9)
+    assert selectors.heads([team.pk]) == {team.pk: (9, 2)}
+
+
+def test_digest_in_sql_is_the_digest_in_python(db):
+    for number in range(50):
+        make_group(f"room{number}", "alice", *(["bob"] if number % 3 else []))
+    stored = selectors.digests(["alice", "bob", "eve"])
+    assert stored == {
+        uid: selectors.digest(
+            Membership.objects.filter(uid=uid).values_list("channel_id", "joined_version")
+        )
+        for uid in ("alice", "bob")
+    }
+
+
+PAIR = st.tuples(st.integers(1, 10**9), st.integers(1, 10**6))
+
+
+@given(st.sets(PAIR, max_size=20), PAIR)
+def test_digest_changes_with_any_one_membership(pairs, other):
+    changed = pairs ^ {other}
+    assert selectors.digest(pairs) != selectors.digest(changed)
+    assert selectors.digest(pairs) == selectors.digest(sorted(pairs, reverse=True))
+
+
+def test_scopes_choose_by_channel_and_uid(db):
+    make_group("team", "alice", "bob")
+    make_group("other", "alice")
+
+    def chosen(*scopes):
+        rows = Membership.objects.filter(selectors.in_scopes(list(scopes)))
+        return {(row.uid, str(row.channel.key)) for row in rows.select_related("channel")}
+
+    assert len(chosen()) == 3
+    assert chosen({"channel": "2:other"}) == {("alice", "2:other")}
+    assert chosen({"channel": "2:team", "uid": "bob"}) == {("bob", "2:team")}
+    assert chosen({"uid": "bob"}, {"channel": "2:other"}) == {
+        ("bob", "2:team"), ("alice", "2:other"),
+    }  # fmt: skip
+
+
+def test_sweep_reads_the_change_log_from_its_mark(db):
+    team = make_group("team", "alice")
+    mark = selectors.last_change_id()
+    services.leave(team.key, ["alice"], actor="test")
+    services.join(team.key, ["bob"], actor="test")
+    rows = selectors.changes_after(mark, 10)
+    assert [row[1:] for row in rows] == [(team.pk, "alice", 2), (team.pk, "bob", 3)]
+    assert selectors.changes_after(mark, 1) == rows[:1]
+    assert selectors.changes_after(rows[-1][0], 10) == []
