@@ -6,15 +6,17 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass
+from datetime import datetime
 
 from django.db import transaction
 
 from messaging import doorbell, registry
 from messaging.conf import conf
-from messaging.models import Device
+from messaging.models import Device, Session
 from messaging.protocol.reasons import Reason
-from subscriptions.bindings import SYSTEM_UID, ChannelType
+from subscriptions.bindings import SYSTEM_UID, ChannelKey, ChannelType
 from subscriptions.models import Channel
+from subscriptions.selectors import is_channel
 
 MASTER = 1
 
@@ -30,7 +32,8 @@ class Admission:
 def hash_token(token: str, salt: str = "") -> str:
     """`sha256$salt$digest`. Tokens are random and long, so one round keeps connects cheap."""
     salt = salt or secrets.token_hex(8)
-    digest = hashlib.sha256(f"{salt}${token}".encode()).hexdigest()
+    salted = f"{salt}${token}".encode(errors="surrogatepass")  # JSON can spell lone surrogates
+    digest = hashlib.sha256(salted).hexdigest()
     return f"sha256${salt}${digest}"
 
 
@@ -40,21 +43,37 @@ def matches(token: str, stored: str) -> bool:
     salt, _, _ = rest.partition("$")
     if not token or algorithm != "sha256" or not salt:
         return False
-    return hmac.compare_digest(hash_token(token, salt), stored)
+    return hmac.compare_digest(hash_token(token, salt).encode(), stored.encode())
 
 
 def admit(uid: str, flag: int, token: str) -> Admission:
-    """Judge a connect. Two reads; writes nothing."""
+    """Judge a connect: who it is first, so that only they learn of their ban. Two reads."""
     if uid == SYSTEM_UID:
         return Admission(Reason.AUTH_FAIL)
-    if Channel.objects.filter(channel_type=ChannelType.PERSON, channel_id=uid, ban=True).exists():
+    level = 0
+    if conf().token_required:
+        device = Device.objects.filter(uid=uid, flag=flag).first()
+        if device is None or not matches(token, device.token_hash):
+            return Admission(Reason.AUTH_FAIL)
+        level = device.level
+    person = is_channel(ChannelKey(ChannelType.PERSON, uid))
+    if Channel.objects.filter(person, ban=True).exists():
         return Admission(Reason.BAN)
-    if not conf().token_required:
-        return Admission(Reason.SUCCESS)
-    device = Device.objects.filter(uid=uid, flag=flag).first()
-    if device is None or not matches(token, device.token_hash):
-        return Admission(Reason.AUTH_FAIL)
-    return Admission(Reason.SUCCESS, device.level)
+    return Admission(Reason.SUCCESS, level)
+
+
+@transaction.atomic
+def open_session(session: Session, token: str) -> tuple[Admission, datetime | None]:
+    """Admit once more and write the session's row, in one transaction; returns when, if admitted.
+
+    A token that was replaced, or a ban, since the first look would otherwise leave a session that
+    nobody sends away: whoever replaces a token sends away those whose rows there are.
+    """
+    admission = admit(session.uid, session.device_flag, token)
+    if admission.reason != Reason.SUCCESS:
+        return admission, None
+    session.device_level = admission.level
+    return admission, registry.open_session(session, doorbell.ring_kick)
 
 
 @transaction.atomic

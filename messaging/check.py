@@ -7,123 +7,254 @@ The same two run in the tick, and for every audit.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterable
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 from messaging import registry
+from messaging.hub import Group, LiveSession
 from subscriptions import audit
-from subscriptions.audit import Disagreement, Kind
+from subscriptions.audit import Disagreement, GroupView, Kind, SessionView
 from subscriptions.bindings import ChannelKey, Expected
-from subscriptions.selectors import digest, digests, memberships_of
+from subscriptions.selectors import digest, digests, find_channel, memberships_of
 
 if TYPE_CHECKING:
     from messaging.node import Node
 
-Scopes = list[dict[str, str]]
 BINDING_KINDS = (Kind.MISSING_GROUP_BINDING, Kind.STRAY_GROUP_BINDING)
+NOWHERE = 0
+"""The channel of a scope that names one which does not exist: no row has it."""
+UIDS_A_PAGE = 500
+"""Uids of one statement: SQLite takes 32,766 parameters, and a page reports its progress."""
+
+Held = TypeVar("Held")
+View = TypeVar("View")
+Progress = Callable[[int, int], Awaitable[None]]
+"""(uids done, of how many)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Where to look: a channel by its primary key, a uid, or both; None is any."""
+
+    channel: int | None = None
+    uid: str | None = None
+
+    def covers(self, node: Node, each: Disagreement) -> bool:
+        """Whether a disagreement is about this scope. One of a whole group is about each of the
+        group's uids, one of a whole node about everything."""
+        if self.channel is not None and each.channel not in (None, self.channel):
+            return False
+        if self.uid is None or each.uid == self.uid:
+            return True
+        group = node.hub.groups.get(each.channel or NOWHERE)
+        return not each.uid and (
+            group is None or any(self.uid == session.uid for session in group.sessions.values())
+        )
+
+
+def resolve(scopes: Iterable[dict[str, str]]) -> list[Scope]:
+    """An audit's scopes with their channels looked up."""
+    resolved = []
+    for scope in scopes:
+        channel = None
+        if scope.get("channel"):
+            row = find_channel(ChannelKey.parse(scope["channel"]))
+            channel = row.pk if row else NOWHERE
+        resolved.append(Scope(channel, scope.get("uid")))
+    return resolved
 
 
 def check_memory(node: Node, turn: int = 0, slices: int = 1) -> list[Disagreement]:
-    """The hub's two tables and positions against each other, one slice of its sessions."""
-    sessions = [
-        session
-        for session in node.hub.sessions.values()
-        if slices == 1 or zlib.crc32(session.id.encode()) % slices == turn % slices
-    ]
-    found = audit.compare_tables(
-        node.hub.session_views(sessions), node.hub.group_views(), node.hub.sessions.keys()
+    """The hub's two tables and positions against each other: this turn's share of the sessions
+    and of the groups. `slices` turns in a row have all of them."""
+    turn %= slices
+    hub = node.hub
+    sessions = [s for s in hub.sessions.values() if zlib.crc32(s.id.encode()) % slices == turn]
+    groups = [_group_view(group) for group in hub.groups.values() if group.channel % slices == turn]
+    found = check_registered(node) + check_tables(node, sessions)
+    strays = audit.compare_group_tables(
+        groups, lambda session: _view(_session_view, hub.sessions.get(session))
+    )
+    return found + [_with_range(node, each) for each in strays]
+
+
+def check_registered(node: Node) -> list[Disagreement]:
+    """Live sockets against the hub's lists of sessions, through which every change reaches them."""
+    hub = node.hub
+    return [
+        Disagreement(
+            Kind.MISSING_GROUP_BINDING, "session list", None, session.uid, session.id,
+            memberships=len(session.bindings),
+        )
+        for session in [member.session for member in node.members.values()]
+        if hub.sessions.get(session.id) is not session
+        or hub.by_uid.get(session.uid, {}).get(session.id) is not session
+    ]  # fmt: skip
+
+
+def check_tables(node: Node, sessions: Iterable[LiveSession]) -> list[Disagreement]:
+    """The tables of these sessions against the groups'."""
+    groups = node.hub.groups
+    found = audit.compare_session_tables(
+        map(_session_view, sessions), lambda channel: _view(_group_view, groups.get(channel))
     )
     return [_with_range(node, each) for each in found]
 
 
+def _session_view(session: LiveSession) -> SessionView:
+    """The tables as they are; copies nothing."""
+    return SessionView(session.id, session.uid, session.bindings.keys(), session.heard.keys())
+
+
+def _group_view(group: Group) -> GroupView:
+    """The tables as they are; copies nothing."""
+    return GroupView(group.channel, group.sessions.keys(), group.bindings.keys())
+
+
+def _view(make: Callable[[Held], View], held: Held | None) -> View | None:
+    return None if held is None else make(held)
+
+
+def check_place(node: Node, channel: int, uids: Iterable[str]) -> list[Disagreement]:
+    """What is wrong with these uids' bindings in one channel, as far as this node can tell by
+    itself: cheap enough for every change of a membership."""
+    sessions = [session for uid in uids for session in node.hub.settled(uid)]
+    found = [each for each in check_tables(node, sessions) if each.channel == channel]
+    group = node.hub.groups.get(channel)
+    settled = group is not None and group.name not in node.pending_groups
+    if group and settled and node.layer.is_subscribed(group.name) is False:
+        lost = Disagreement(Kind.MISSING_GROUP_BINDING, "layer", channel)
+        found.append(replace(_with_range(node, lost), memberships=_uids_bound(node, channel)))
+    return found
+
+
 def check_layer(node: Node) -> list[Disagreement]:
-    """The hub's groups against what the layer delivers to this node's inbox."""
+    """Which groups of the hub the layer does not deliver here."""
     subscribed = node.layer.subscribed()
     if subscribed is None:
         return []
     settled = {
-        name: value
-        for name, value in node.hub.subscriptions().items()
-        if name not in node.pending_groups
+        group.name: channel
+        for channel, group in node.hub.groups.items()
+        if group.name not in node.pending_groups
     }
-    return [_with_range(node, each) for each in audit.compare_subscriptions(settled, subscribed)]
+    return [
+        _with_range(node, replace(each, memberships=_uids_bound(node, each.channel)))
+        for each in audit.compare_subscriptions(settled, subscribed)
+    ]
+
+
+def _uids_bound(node: Node, channel: int | None) -> int:
+    group = node.hub.groups.get(channel or NOWHERE)
+    return len({session.uid for session in group.sessions.values()}) if group else 0
 
 
 async def check_memberships(node: Node, uids: Collection[str]) -> list[Disagreement]:
     """Local memberships of `uids` against the database: digests first, rows where they differ.
 
     A difference counts only if it is still there after this node has read the newest changes:
-    a join that nobody has told us of yet is news, not a fault (B4).
+    a join that nobody has told us of yet is news, not a fault (B4). Where the hub's own tables
+    disagree with each other, that says more precisely what is wrong.
     """
     suspects = await _differing(node, uids)
     if not suspects:
         return []
-    await node.sweep_changes()
+    await node.catch_up.sweep_changes()
     expected = await _expected(node, suspects)
-    held = {
-        (uid, channel): version
-        for uid, channels in node.hub.memberships_held(suspects).items()
-        for channel, version in channels.items()
-    }
-    local = {uid for uid in suspects if uid in node.hub.by_uid}
-    versions = {place: each.joined_version for place, each in expected.items()}
-    return list(audit.compare_memberships(versions, held, local))
+    held = node.hub.memberships_held(suspects)
+    inside = check_tables(node, [each for uid in held for each in node.hub.settled(uid)])
+    explained = {(each.uid, each.channel) for each in inside}
+    outside = audit.compare_memberships(
+        {place: each.joined_version for place, each in expected.items()},
+        {(uid, channel): held[uid][channel] for uid in held for channel in held[uid]},
+        held.keys(),
+    )
+    return inside + [each for each in outside if (each.uid, each.channel) not in explained]
 
 
 async def _differing(node: Node, uids: Collection[str]) -> list[str]:
     stored = await node.database.read(digests, list(uids))
     held = node.hub.memberships_held(uids)
-    return [uid for uid in uids if digest(held[uid].items()) != stored.get(uid, (0, 0))]
+    return [
+        uid for uid, channels in held.items() if digest(channels.items()) != stored.get(uid, (0, 0))
+    ]
 
 
 async def _expected(node: Node, uids: Collection[str]) -> dict[tuple[str, int], Expected]:
-    rows = await node.database.read(memberships_of, list(uids))
+    rows = await node.database.read(memberships_of, list(uids)) if uids else []
     return {(each.uid, each.channel): each for each in rows}
 
 
 async def check_sessions(node: Node) -> list[Disagreement]:
-    """Live sockets against this node's rows; a row just being written or closed is let be."""
-    before = {session.id: session.uid for session in node.hub.sessions.values()}
+    """Live sockets against this node's rows. One that is just being opened or closed is let be."""
+    before = node.hub.sessions.copy()
     rows = await node.database.write(registry.session_rows, node.id)
-    after = {session.id: session.uid for session in node.hub.sessions.values()}
     settled = {
-        session: uid for session, uid in after.items()
+        session: live.uid
+        for session, live in node.hub.sessions.items()
         if session in before and session in node.members
-    }  # fmt: skip
-    found = audit.compare_sessions(settled, rows)
-    return [each for each in found if not (each.session in before or each.session in after)
-            or each.kind == Kind.UNREGISTERED_SESSION]  # fmt: skip
+    }
+    moving = (before.keys() | node.hub.sessions.keys()) - settled.keys()
+    left = {session: uid for session, uid in rows.items() if session not in moving}
+    if left.keys() - settled.keys():
+        # One that came and went while this waited for its turn has asked by now for its row to be
+        # closed, and the writer keeps the order.
+        rows = await node.database.write(registry.session_rows, node.id)
+        left = {each: uid for each, uid in left.items() if each in settled or each in rows}
+    return list(audit.compare_sessions(settled, left))
 
 
-async def check_all(node: Node, scopes: Scopes) -> tuple[list[Disagreement], int]:
+async def check_all(
+    node: Node, scopes: Sequence[Scope], on_progress: Progress | None = None
+) -> tuple[list[Disagreement], int]:
     """Everything this node can say about `scopes`, and how many bindings it looked at."""
-    await node.sweep_changes()
+    uids = _uids_in(node, scopes)
     found = check_memory(node) + check_layer(node)
-    missing = {each.identity for each in found}
-    uids = list(node.hub.by_uid)
-    for each in await check_memberships(node, uids):
-        if (each.kind, each.channel, each.uid) not in {(i[0], i[1], i[2]) for i in missing}:
-            found.append(each)
+    for start in range(0, len(uids), UIDS_A_PAGE):
+        page = uids[start : start + UIDS_A_PAGE]
+        found += await check_memberships(node, page)
+        if on_progress:
+            await on_progress(start + len(page), len(uids))
     found += await check_sessions(node)
-    found += check_behind(node)
-    if node.probe.missed >= node.conf.probe_misses:
-        found.append(Disagreement(Kind.DEAF_NODE, "probe", memberships=len(uids)))
-    wanted = [each for each in found if in_scope(node, each, scopes)]
-    return wanted, _bindings_in_scope(node, scopes)
+    await node.catch_up.find_behind(list(node.hub.groups))
+    found += check_ahead(node)
+    lost = {each.channel for each in found if each.reason == "layer"}
+    found += [each for each in check_behind(node) if each.channel not in lost]
+    found += await check_hearing(node)
+    wanted = [
+        each
+        for each in audit.distinct(found)
+        if not scopes or any(scope.covers(node, each) for scope in scopes)
+    ]
+    return wanted, _bindings_in(node, scopes)
+
+
+def check_ahead(node: Node) -> list[Disagreement]:
+    """Sessions that were noted to claim more than the database has."""
+    return [
+        Disagreement(Kind.MISSING_GROUP_BINDING, "ahead", channel, session.uid, session.id)
+        for channel, session in node.catch_up.ahead
+    ]
 
 
 def check_behind(node: Node) -> list[Disagreement]:
-    """Bindings below the head that the node has known of for longer than a tick."""
+    """Bindings that are noted to be below the head of their channel."""
     return [
         Disagreement(
             Kind.BINDING_BEHIND, "position", channel, session.uid, session.id,
-            from_seq=session.heard.get(channel, 0) + 1, to_seq=group.head,
+            from_seq=session.heard.get(channel, 0) + 1, to_seq=head,
         )
-        for channel, group in node.hub.groups.items()
-        if channel in node.stuck
-        for session in node.hub.behind(channel, node.stuck[channel])
+        for channel, head in node.catch_up.behind.items()
+        for session in node.hub.behind(channel, head)
     ]  # fmt: skip
+
+
+async def check_hearing(node: Node) -> list[Disagreement]:
+    """Whether this node hears what it sends itself, now."""
+    if await node.hears_itself():
+        return []
+    return [Disagreement(Kind.DEAF_NODE, "probe", memberships=len(node.hub.by_uid))]
 
 
 async def repair(node: Node, found: Iterable[Disagreement]) -> list[tuple[Disagreement, bool]]:
@@ -133,8 +264,10 @@ async def repair(node: Node, found: Iterable[Disagreement]) -> list[tuple[Disagr
     await _repair_bindings(node, bindings)
     lost = [each.channel for each in found if each.reason == "layer" and each.channel]
     groups = [node.hub.groups[channel] for channel in lost if channel in node.hub.groups]
-    await node.layer.rejoin([group.name for group in groups])
+    await node.layer.try_rejoin([group.name for group in groups])
     await _repair_sessions(node, found)
+    if any(each.kind == Kind.BINDING_BEHIND for each in found):
+        await node.catch_up.fetch_behind()
     if any(each.kind == Kind.DEAF_NODE for each in found):
         await node.remake_layer()
     for channel in {each.channel for each in found if each.channel}:
@@ -144,31 +277,21 @@ async def repair(node: Node, found: Iterable[Disagreement]) -> list[tuple[Disagr
 
 
 async def _repair_bindings(node: Node, found: list[Disagreement]) -> None:
-    uids = {each.uid for each in found if each.uid}
-    expected = await _expected(node, uids) if uids else {}
+    places: dict[int, list[str]] = {}
+    unlisted = [each for each in found if each.reason == "session list"]
+    for each in unlisted:
+        if each.session in node.members:
+            node.hub.register(node.members[each.session].session)
+    for uid, channel in await _expected(node, {each.uid for each in unlisted}):
+        places.setdefault(channel, []).append(uid)
     for each in found:
-        if each.channel is None:
-            continue
-        truth = expected.get((each.uid, each.channel))
-        if truth is not None:
-            node.hub.rebind(truth)
-        else:
-            _drop(node, each)
-
-
-def _drop(node: Node, each: Disagreement) -> None:
-    """No membership: let sessions that are still draining drain, take the others out."""
-    channel = each.channel or 0
-    for session in list(node.hub.by_uid.get(each.uid, {}).values()):
-        group = node.hub.groups.get(channel)
-        binding = group.bindings.get(each.uid) if group else None
-        if binding is None or binding.is_open:
-            node.hub.unbind(session, channel)
-    group = node.hub.groups.get(channel)
-    if group and each.session and each.session not in node.hub.sessions:
-        stray = group.sessions.get(each.session)
-        if stray is not None:
-            node.hub.unbind(stray, channel)
+        if each.channel is not None and each.uid:
+            places.setdefault(each.channel, []).append(each.uid)
+        elif each.channel in node.hub.groups and each.session not in node.hub.sessions:
+            stray = node.hub.groups[each.channel].sessions.get(each.session)
+            if stray is not None:
+                node.hub.unbind(stray, each.channel)
+    await node.catch_up.rebind(places)
 
 
 async def _repair_sessions(node: Node, found: list[Disagreement]) -> None:
@@ -184,19 +307,23 @@ async def _still_there(node: Node, found: list[Disagreement]) -> list[Disagreeme
     kinds = {each.kind for each in found}
     left: list[Disagreement] = []
     if kinds & set(BINDING_KINDS):
+        uids = {each.uid for each in found if each.uid}
         left += check_memory(node) + check_layer(node)
-        uids = {each.uid for each in found if each.reason == "membership"}
+        await node.catch_up.find_ahead({each.channel for each in found if each.channel})
+        left += check_ahead(node)
         left += await check_memberships(node, uids)
     if kinds & {Kind.UNREGISTERED_SESSION, Kind.DEAD_SESSION}:
         left += await check_sessions(node)
     if Kind.BINDING_BEHIND in kinds:
         left += check_behind(node)
+    if Kind.DEAF_NODE in kinds:
+        left += await check_hearing(node)
     return left
 
 
 def _with_range(node: Node, each: Disagreement) -> Disagreement:
     """Add the seqs that this disagreement kept from being heard, as far as they are known."""
-    group = node.hub.groups.get(each.channel or 0)
+    group = node.hub.groups.get(each.channel or NOWHERE)
     if group is None:
         return each
     sessions = (
@@ -211,24 +338,21 @@ def _with_range(node: Node, each: Disagreement) -> Disagreement:
     return replace(each, from_seq=first, to_seq=group.head)
 
 
-def in_scope(node: Node, each: Disagreement, scopes: Scopes) -> bool:
-    """Whether a disagreement belongs to one of the scopes; no scope is every scope."""
-    if not scopes:
-        return True
-    group = node.hub.groups.get(each.channel or 0)
-    key = str(group.key) if group else str(node.known_keys.get(each.channel or 0, ""))
-    return any(
-        (not scope.get("channel") or scope["channel"] == key)
-        and (not scope.get("uid") or scope["uid"] == each.uid or not each.uid)
-        for scope in scopes
-    )
+def _uids_in(node: Node, scopes: Sequence[Scope]) -> list[str]:
+    """The local uids that `scopes` may be about."""
+    named = {scope.uid for scope in scopes}
+    if not scopes or None in named:
+        return list(node.hub.by_uid)
+    return [uid for uid in node.hub.by_uid if uid in named]
 
 
-def _bindings_in_scope(node: Node, scopes: Scopes) -> int:
-    keys = {ChannelKey.parse(each["channel"]) for each in scopes if each.get("channel")}
-    uids = {each["uid"] for each in scopes if each.get("uid")}
+def _bindings_in(node: Node, scopes: Sequence[Scope]) -> int:
     return sum(
-        (not keys or group.key in keys) and (not uids or session.uid in uids)
+        not scopes
+        or any(
+            scope.channel in (None, channel) and scope.uid in (None, session.uid)
+            for scope in scopes
+        )
         for session in node.hub.sessions.values()
-        for group in session.bindings.values()
+        for channel in session.bindings
     )

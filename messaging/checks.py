@@ -7,7 +7,7 @@ from typing import Any
 from django.core.checks import CheckMessage, Error, Tags, register
 
 from messaging.conf import STEPS, MessagingConf, conf
-from subscriptions.conf import unknown_keys
+from subscriptions.conf import problems
 
 HINT = "See docs/reference/settings.md for the keys there are and how they hang together."
 
@@ -15,10 +15,9 @@ HINT = "See docs/reference/settings.md for the keys there are and how they hang 
 @register(Tags.compatibility)
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
     """A misspelt key of MESSAGING would be ignored in silence; it is an error instead."""
-    unknown = unknown_keys(MessagingConf, "MESSAGING")
-    if unknown:
-        text = f"MESSAGING has unknown keys: {', '.join(unknown)}."
-        return [Error(text, hint=HINT, id="messaging.E001")]
+    wrong = problems(MessagingConf, "MESSAGING")
+    if wrong:
+        return [Error(text, hint=HINT, id="messaging.E001") for text in wrong]
     return [Error(text, hint=HINT, id="messaging.E002") for text in _broken_relations(conf())]
 
 

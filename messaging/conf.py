@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 
-from django.core.signals import setting_changed
-
-from subscriptions.conf import read
+from messaging.protocol.jsonrpc import PAYLOAD_BYTES
+from subscriptions.conf import OR_ZERO, read
 
 STEPS = ("beat", "sweep", "check", "probe", "sessions")
 
@@ -28,7 +26,7 @@ class MessagingConf:
     frame_bytes: int = 1 << 20
     """Largest frame taken: WuKongIM's 1 MiB. The server refuses it before we see it (uvicorn)."""
 
-    payload_bytes: int = 1 << 16
+    payload_bytes: int = PAYLOAD_BYTES
     """Largest message body. 64 KiB × 500 messages of a fetch = 32 MiB at worst in memory."""
 
     outbox_bytes: int = 1 << 20
@@ -62,13 +60,13 @@ class MessagingConf:
     publish_queue: int = 10_000
     """Doorbells that wait for the layer. Full: dropped and counted; the tick finds the message."""
 
-    publish_seconds: float = 2.0
-    """Time one publish may take before it is given up: the tick's own period."""
+    layer_seconds: float = 2.0
+    """Time one call of the channel layer may take before it is given up: the tick's own period."""
 
     tick_seconds: float = 2.0
     """Period of the tick, ± 10 %. With `behind_grace` a lost doorbell is mended within 3 s."""
 
-    behind_grace: float = 0.3
+    behind_grace: float = field(default=0.3, metadata=OR_ZERO)
     """Seconds a doorbell may still be under way before a binding below its head counts as deaf."""
 
     check_slices: int = 2
@@ -90,9 +88,9 @@ class MessagingConf:
     """Probes that may be lost before the layer's connection is remade: 3 × 2 s."""
 
     resend_seconds: float = 60.0
-    """After this a message that was not acknowledged, though a later one was, is sent again (V2)."""
+    """A message not acknowledged by then, though a later one was, is sent again (as V2 does)."""
 
-    resends: int = 3
+    resends: int = field(default=3, metadata=OR_ZERO)
     """Re-sends before a message is given up and recorded."""
 
     unacked: int = 256
@@ -101,21 +99,7 @@ class MessagingConf:
     database_threads: int = 4
     """Threads that read for this process. Writes have one of their own."""
 
-    closed_sessions_kept_days: int = 30
-    """How long a closed session stays as evidence."""
 
-
-@lru_cache(maxsize=1)
 def conf() -> MessagingConf:
-    """The settings in force, read once; tests that change them reset it."""
-    given = read(MessagingConf, "MESSAGING")
-    return given
-
-
-def forget(setting: str, **kwargs: object) -> None:
-    """`setting_changed`: read anew."""
-    if setting == "MESSAGING":
-        conf.cache_clear()
-
-
-setting_changed.connect(forget)
+    """The settings in force."""
+    return read(MessagingConf, "MESSAGING")

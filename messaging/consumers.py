@@ -5,8 +5,8 @@ A session goes through three states, and only forward:
     connecting ──connect accepted──▶ open ──kick, fault, close, drain──▶ closed
 
 Nothing but `connect` is taken while connecting, and every frame of an open session is answered as
-`messaging.protocol.faults` says. Stock consumers open an inbox of their own in the channel layer
-and hop to a thread before each event; these do neither: only the node reads the layer.
+`messaging.protocol.faults` says. Channels would give each consumer an inbox and a hop to a thread
+before every event; here only the node reads the layer, and sockets stay in the event loop.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from channels.consumer import AsyncConsumer
@@ -28,13 +28,15 @@ from messaging import auth, registry
 from messaging.conf import conf
 from messaging.encoding import draft_of
 from messaging.hub import LiveSession
+from messaging.lifespan import start_with_session
 from messaging.messages import Appended, Outcome, Refused
 from messaging.models import Session
-from messaging.node import Node, start_node
+from messaging.node import Node
 from messaging.outbox import Outbox
+from messaging.port import Port
 from messaging.protocol import jsonrpc
 from messaging.protocol.close_codes import CloseCode
-from messaging.protocol.faults import ProtocolFault
+from messaging.protocol.faults import Fault, ProtocolFault
 from messaging.protocol.packets import (
     ClientPacket,
     ConnAck,
@@ -56,90 +58,73 @@ logger = logging.getLogger(__name__)
 SERVER_VERSION = 5
 """The newest protocol version this server speaks (protocol §2.2)."""
 
+FIRST_FRAME_BYTES = 1 << 14
+"""Largest frame of somebody who is not known yet: a connect with the longest token is a tenth of
+it, and reading one costs nobody anything."""
+
 FLUSH_SECONDS = 2.0
 """How long a last word may take to leave before the socket is closed (WuKongIM: 2 s)."""
-
-
-@dataclass(slots=True)
-class Unacknowledged:
-    """A delivered message that its receiver has not acknowledged."""
-
-    frame: str
-    sent_at: float
-    resends: int = 0
-
-
-class Port:
-    """The hub's end of a socket: its outbox, and what was not acknowledged yet."""
-
-    def __init__(self, outbox: Outbox) -> None:
-        self.outbox = outbox
-        self.unacked: OrderedDict[int, Unacknowledged] = OrderedDict()
-        self.last_acked_at = 0.0
-
-    def offer(self, frame: str, message_id: int) -> bool:
-        """Take the frame of a message if there is room, and remember it until acknowledged."""
-        if not self.outbox.offer(frame):
-            return False
-        self.unacked[message_id] = Unacknowledged(frame, time.monotonic())
-        if len(self.unacked) > conf().unacked:
-            self.unacked.popitem(last=False)
-        return True
-
-    def acknowledge(self, message_id: int) -> None:
-        """The receiver has it. Acknowledging what is not waited for changes nothing."""
-        self.last_acked_at = time.monotonic()
-        self.unacked.pop(message_id, None)
-
-    def resend(self, now: float) -> list[int]:
-        """Send again what stayed without an answer though later messages got one; returns the
-        message ids that were given up."""
-        given_up = []
-        for message_id, sent in list(self.unacked.items()):
-            if now - sent.sent_at < conf().resend_seconds:
-                break
-            if self.last_acked_at <= sent.sent_at:
-                continue
-            if sent.resends >= conf().resends:
-                given_up.append(message_id)
-                del self.unacked[message_id]
-            elif self.outbox.offer(sent.frame):
-                self.unacked[message_id] = Unacknowledged(sent.frame, now, sent.resends + 1)
-                self.unacked.move_to_end(message_id)
-        return given_up
 
 
 class Closed(Exception):
     """This socket is to be closed with `code`."""
 
     def __init__(self, code: CloseCode) -> None:
-        super().__init__(code.name)
-        self.code = code
+        self.code, self.because = code, code.name.lower()
+        super().__init__(self.because)
 
 
-class MessagingConsumer(AsyncConsumer):  # type: ignore[misc] - channels ships no types
+class Gone(Exception):
+    """The other side of this socket has closed it, or the server for us; `because` says which."""
+
+    def __init__(self, code: int) -> None:
+        self.because = WORDS.get(code, f"close code {code}")
+        super().__init__(self.because)
+
+
+WORDS = {
+    1000: "normal",
+    1001: "going away",
+    1005: "gone without a word",
+    1006: "gone without a word",
+    1012: "restarting",
+}
+"""Why a session ended, for the codes that a server hands on (RFC 6455 §7.4.1). 1005 is a close
+without a code as well as a connection that broke: uvicorn does not tell them apart."""
+
+
+class MessagingConsumer(AsyncConsumer):
     """One socket. Owns its outbox, its writer task and its row; the node owns the rest."""
 
     node: Node
     session: LiveSession
     row: Session
+    scope: Any
+    base_send: Any
 
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.scope, self.receive, self.base_send = scope, receive, send
         self.closing: asyncio.Task[None] | None = None
+        self.leaving: CloseCode | None = None
+        self.gone = asyncio.Event()
         self.in_flight = asyncio.Semaphore(conf().in_flight)
         await receive()  # websocket.connect
         if not origin_allowed(scope):
             logger.info(
                 "socket.refused", extra={"why": "origin", "origin": _header(scope, b"origin")}
             )
-            await send({"type": "websocket.close", "code": CloseCode.ORIGIN_REFUSED})
+            await send({"type": "websocket.close"})  # before accepting: the server answers 403
             return
         await send({"type": "websocket.accept"})
         try:
             await self._serve()
         except Closed as closed:
+            if not hasattr(self, "row") and closed.code != CloseCode.AUTH_FAILED:
+                why = {"why": closed.because, "address": self._address}
+                logger.info("socket.refused", extra=why)
             await self._close(closed.code)
+        except Gone:
+            pass
         except Exception:
             logger.exception("socket.failed")
             await self._close(CloseCode.INTERNAL_ERROR)
@@ -147,31 +132,36 @@ class MessagingConsumer(AsyncConsumer):  # type: ignore[misc] - channels ships n
     # --- the life of a session ---------------------------------------------------------------
 
     async def _serve(self) -> None:
-        self.node = await start_node()
+        self.node = await start_with_session()
         if self.node.draining:
             raise Closed(CloseCode.RESTARTING)
         connect, rest = await self._first_packet()
-        level = await self._admit(connect)
+        await self._admit(connect)
         self.outbox = Outbox(self._write, self._has_room)
         self.port = Port(self.outbox)
         self.heard_at = time.monotonic()
-        because = "internal error"
+        because = "internal_error"
         try:
-            await self._open(connect, level)
+            await self._open(connect)
             for packet in rest:
                 await self._obey(packet)
-            because = await self._read()
-        except Closed as closed:
-            because = closed.code.name.lower()
+            await self._read()
+        except (Closed, Gone) as end:
+            because = end.because
             raise
         finally:
+            if self.leaving is not None:
+                because = self.leaving.name.lower()
             await asyncio.shield(self._forget(because))
 
     async def _first_packet(self) -> tuple[Connect, list[ClientPacket]]:
         """The connect, and what came behind it in the same frame. Anything else closes (§0.4)."""
         try:
             async with asyncio.timeout(conf().first_frame_seconds):
-                packets = jsonrpc.decode(await self._frame())
+                frame = await self._frame()
+            if len(frame) > FIRST_FRAME_BYTES:
+                raise Closed(CloseCode.POLICY_VIOLATION)
+            packets = jsonrpc.decode(frame, conf().payload_bytes)
         except TimeoutError:
             raise Closed(CloseCode.CONNECT_TIMEOUT) from None
         except ProtocolFault:
@@ -180,42 +170,66 @@ class MessagingConsumer(AsyncConsumer):  # type: ignore[misc] - channels ships n
             raise Closed(CloseCode.POLICY_VIOLATION)
         return packets[0], packets[1:]
 
-    async def _admit(self, connect: Connect) -> int:
-        """The device's level; refuses with an error object, then closes."""
+    async def _admit(self, connect: Connect) -> None:
+        """Judge who it is before anything is written; whoever fails is refused, then closed."""
         admission = await self._ask(auth.admit, connect.uid, connect.device_flag, connect.token)
+        await self._refuse_unless_admitted(connect, admission)
+
+    async def _refuse_unless_admitted(self, connect: Connect, admission: auth.Admission) -> None:
         if admission.reason == Reason.SUCCESS:
-            return admission.level
-        logger.info("session.refused", extra={"uid": connect.uid, "reason": admission.reason.name})
+            return
+        logger.info(
+            "session.refused",
+            extra={
+                "uid": connect.uid,
+                "reason": admission.reason.name,
+                "device_flag": connect.device_flag,
+                "address": self._address,
+            },
+        )
         await self._write(jsonrpc.encode(ErrorReply(connect.request_id, admission.reason)))
         raise Closed(CloseCode.AUTH_FAILED)
 
     async def _ask(self, question: Any, *args: Any) -> Any:
-        try:
+        async with self._come_back_later():
             return await self.node.database.read(question, *args)
+
+    @asynccontextmanager
+    async def _come_back_later(self) -> AsyncIterator[None]:
+        """A database that fails is no fault of the peer's: 1013."""
+        try:
+            yield
         except DatabaseError:
             logger.exception("database.failed")
             raise Closed(CloseCode.TRY_AGAIN) from None
 
-    async def _open(self, connect: Connect, level: int) -> None:
+    async def _open(self, connect: Connect) -> None:
         """Register, then read; bind, then answer: no join and no message falls between."""
         self.row = Session(
             id=uuid.uuid4().hex,
             uid=connect.uid,
             device_id=connect.device_id,
             device_flag=connect.device_flag,
-            device_level=level,
             node_id=self.node.id,
-            address=(self.scope.get("client") or ("",))[0][:64],
+            address=self._address,
         )
-        opened_at = await self.node.database.write(registry.open_session, self.row)
-        self.session = LiveSession(self.row.id, connect.uid, self.port, opened_at)
-        self.node.hub.register(self.session)
-        self.writer = self.node.errand(self.outbox.run())
-        self.bindings = await self.bind_memberships()
+        async with self._come_back_later():
+            admission, opened_at = await self.node.database.write(
+                auth.open_session, self.row, connect.token
+            )
+            if opened_at is None:
+                await self._refuse_unless_admitted(connect, admission)
+                raise Closed(CloseCode.AUTH_FAILED)
+            self.session = LiveSession(self.row.id, connect.uid, self.port, opened_at)
+            self.node.hub.register(self.session)
+            self.writer = asyncio.create_task(self._write_outbox(), name="session-writer")
+            bindings = await self.bind_memberships()
+        if self.node.draining:
+            raise Closed(CloseCode.RESTARTING)
         self.node.members[self.row.id] = self
         self.outbox.open(jsonrpc.encode(self._connack(connect)))
         self.node.errand(self.node.confirm(self.session))
-        logger.info("session.opened", extra={**self._who, "bindings": self.bindings})
+        logger.info("session.opened", extra={**self._who, "bindings": bindings})
 
     async def bind_memberships(self) -> int:
         """Map each membership of the uid onto its group: the binding by which he hears."""
@@ -230,37 +244,36 @@ class MessagingConsumer(AsyncConsumer):  # type: ignore[misc] - channels ships n
             node_id=self.node.id,
         )
 
-    async def _read(self) -> str:
-        """Take frames until the peer goes; returns why the session ended."""
+    async def _read(self) -> NoReturn:
+        """Take frames until the session is closed, by whichever side."""
         while True:
             try:
-                packets = jsonrpc.decode(await self._frame())
+                packets = jsonrpc.decode(await self._frame(), conf().payload_bytes)
                 fault = None
             except ProtocolFault as caught:
                 packets, fault = list(caught.packets), caught
             for packet in packets:
-                if isinstance(packet, Disconnect):
-                    raise Closed(CloseCode.NORMAL)
                 await self._obey(packet)
             if fault is not None:
-                self._answer_fault(fault)
+                await self._answer_fault(fault)
             await self.outbox.room()
 
-    async def _frame(self) -> str | bytes:
+    async def _frame(self) -> bytes:
         event = await self.receive()
         if event["type"] == "websocket.disconnect":
-            raise Closed(CloseCode.NORMAL)
+            raise Gone(event.get("code", 1006))
         self.heard_at = time.monotonic()
         text = event.get("text")
-        frame: str | bytes = text if text is not None else event.get("bytes") or b""
+        frame: bytes = event.get("bytes") or b"" if text is None else text.encode()
         if len(frame) > conf().frame_bytes:
             raise Closed(CloseCode.MESSAGE_TOO_BIG)
         return frame
 
-    def _answer_fault(self, fault: ProtocolFault) -> None:
+    async def _answer_fault(self, fault: ProtocolFault) -> None:
         reply = ErrorReply(fault.request_id, fault.fault.reason, fault.fault.text)
         self.outbox.answer(jsonrpc.encode(reply))
         if fault.fault.closes:
+            await self.outbox.flush(FLUSH_SECONDS)
             raise Closed(CloseCode.POLICY_VIOLATION)
 
     # --- packets -----------------------------------------------------------------------------
@@ -272,8 +285,10 @@ class MessagingConsumer(AsyncConsumer):  # type: ignore[misc] - channels ships n
             self.port.acknowledge(packet.message_id)
         elif isinstance(packet, Ping):
             self.outbox.answer(jsonrpc.encode(Pong(packet.request_id)))
-        elif isinstance(packet, Connect):
-            raise Closed(CloseCode.POLICY_VIOLATION)
+        elif isinstance(packet, Disconnect):
+            raise Closed(CloseCode.NORMAL)
+        else:
+            await self._answer_fault(ProtocolFault(Fault.CONNECTED_ALREADY, packet.request_id))
 
     async def _append(self, send: Send) -> None:
         """Queue a message for the log; its answer is written when the batch is committed."""
@@ -315,6 +330,7 @@ class MessagingConsumer(AsyncConsumer):  # type: ignore[misc] - channels ships n
     def close_soon(self, code: CloseCode) -> None:
         """Close once what waits has left, at most after FLUSH_SECONDS."""
         if self.closing is None:
+            self.leaving = code
             self.closing = self.node.errand(self._flush_and_close(code))
 
     async def _flush_and_close(self, code: CloseCode) -> None:
@@ -333,15 +349,34 @@ class MessagingConsumer(AsyncConsumer):  # type: ignore[misc] - channels ships n
     async def _write(self, frame: str) -> None:
         await self.base_send({"type": "websocket.send", "text": frame})
 
+    async def _write_outbox(self) -> None:
+        """Write until cancelled. When the socket fails, nobody may wait for room in vain: the
+        reader goes on and is told that the peer has gone."""
+        try:
+            await self.outbox.run()
+        except (OSError, RuntimeError) as error:
+            logger.debug("socket.gone", extra={"why": repr(error)})
+        except Exception:
+            logger.exception("socket.failed")
+            await self._close(CloseCode.INTERNAL_ERROR)
+        finally:
+            self.outbox.end()
+
     def _has_room(self) -> None:
         self.node.catch_up_session(self.session)
 
     async def _close(self, code: CloseCode) -> None:
-        """Close the socket. A peer that has gone already is no error."""
-        try:
-            await self.base_send({"type": "websocket.close", "code": int(code)})
-        except Exception as error:
-            logger.debug("socket.gone", extra={"why": repr(error)})
+        """Close the socket. A peer that has gone already is no error.
+
+        daphne refuses to send the protocol's own codes but 1000 (with a bare Exception, and leaves
+        the socket open), so it is given one of the private range: 4012 stands for 1012.
+        """
+        for number in (int(code), 3000 + int(code)):
+            try:
+                await self.base_send({"type": "websocket.close", "code": number})
+                return
+            except Exception as error:  # noqa: BLE001 - servers differ in what they raise
+                logger.debug("socket.gone", extra={"why": repr(error)})
 
     async def _forget(self, because: str) -> None:
         """Undo `_open`, wherever it stopped. Only this session's own row is closed (F22)."""
@@ -350,10 +385,17 @@ class MessagingConsumer(AsyncConsumer):  # type: ignore[misc] - channels ships n
         if hasattr(self, "session"):
             self.node.hub.forget(self.session)
             self.node.members.pop(self.row.id, None)
+            logger.info("session.closed", extra={**self._who, "because": because})
         if hasattr(self, "writer"):
             self.writer.cancel()
+            await asyncio.gather(self.writer, return_exceptions=True)
+        self.gone.set()
         await self.node.database.write(registry.close_session, self.row.id, because)
-        logger.info("session.closed", extra={**self._who, "because": because})
+
+    @property
+    def _address(self) -> str:
+        client = self.scope.get("client") or ("",)
+        return str(client[0])[:64]
 
     @property
     def _who(self) -> dict[str, Any]:
@@ -368,7 +410,10 @@ def origin_allowed(scope: dict[str, Any]) -> bool:
         return True
     if origin in settings.WUKONGIM_ALLOWED_ORIGINS:
         return True
-    return urlsplit(origin).netloc == _header(scope, b"host")
+    try:
+        return urlsplit(origin).netloc == _header(scope, b"host")
+    except ValueError:  # no address at all, such as "http://["
+        return False
 
 
 def _header(scope: dict[str, Any], name: bytes) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Barrier, BrokenBarrierError
 from typing import ParamSpec, TypeVar
 
 from django.db import close_old_connections, connections
@@ -40,13 +42,21 @@ class DatabaseThreads:
     def close(self) -> None:
         """Finish what runs and close the threads' connections."""
         for executor, threads in ((self._readers, conf().database_threads), (self._writer, 1)):
+            together = Barrier(threads)
             for _ in range(threads):
-                executor.submit(connections.close_all)
+                executor.submit(_close_connections, together)
             executor.shutdown(wait=True)
 
 
 async def _run(executor: ThreadPoolExecutor, call: Callable[[], Result]) -> Result:
     return await asyncio.get_running_loop().run_in_executor(executor, _guarded, call)
+
+
+def _close_connections(together: Barrier) -> None:
+    """Each thread waits for the others, so that each of them closes its own connections."""
+    with suppress(BrokenBarrierError):
+        together.wait(timeout=5)
+    connections.close_all()
 
 
 def _guarded(call: Callable[[], Result]) -> Result:

@@ -1,4 +1,4 @@
-"""This node's table of sessions and bindings, and the one rule by which anything is delivered.
+"""Who is connected here, who may hear what, and the one rule by which anything is delivered.
 
 Two tables say the same thing from two ends: a session's `bindings` (its groups) and a group's
 `sessions`. Delivery goes by the group's; the check compares both. Positions (`heard`) belong to
@@ -13,22 +13,27 @@ to be read is asked for through `Needs`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from operator import attrgetter
 from typing import Protocol
 
 from messaging.messages import StoredMessage
-from subscriptions.audit import GroupView, SessionView
-from subscriptions.bindings import Changes, ChannelKey, Expected, GroupBinding
+from subscriptions.bindings import Change, Changes, ChannelKey, Expected, GroupBinding
 
 
 class Port(Protocol):
     """Where frames for one socket go; `offer` says False when there is no room."""
 
-    def offer(self, frame: str, message_id: int) -> bool:
+    def offer(self, frame: str, message: StoredMessage) -> bool:
         """Take the frame of a message, or refuse it."""
 
+
+VERSION = attrgetter("version")
+
+Marks = dict[tuple[int, str], tuple[int, int]]
+"""{(channel pk, session id): (version of its binding, position)}."""
 
 Encode = Callable[[StoredMessage, str], str]
 """(message, uid of the receiver) → frame."""
@@ -39,7 +44,7 @@ class Needs:
     """What the hub asks of its node. `look`: read what changed in a channel and fill its holes.
     `opened` / `closed`: a group got its first session, or lost its last."""
 
-    look: Callable[[int], None]
+    look: Callable[[int], object]
     opened: Callable[[Group], None]
     closed: Callable[[Group], None]
 
@@ -57,7 +62,11 @@ class Offer(Enum):
 
 @dataclass(slots=True, eq=False)
 class LiveSession:
-    """One authenticated socket: its own table of bindings and what it has heard."""
+    """One authenticated socket: its own table of bindings and what it has heard.
+
+    While it is `connecting` its memberships are being read; joins that are learned meanwhile wait
+    in `missed`, since only the read can tell whether it has them.
+    """
 
     id: str
     uid: str
@@ -66,32 +75,30 @@ class LiveSession:
     bindings: dict[int, Group] = field(default_factory=dict)
     heard: dict[int, int] = field(default_factory=dict)
     lagging: set[int] = field(default_factory=set)
+    connecting: bool = True
+    missed: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """One channel on this node: its sessions, and what each of their uids may hear.
+    """One channel on this node: its sessions, and by their ids what each of them may hear.
 
-    `version` is the channel's membership version up to which joins of uids that are not bound
-    yet were looked at. `head` is the highest seq that this node has heard of.
+    `name` is the layer's; `head` is the highest seq that this node has heard of, `newest` the
+    highest version: a binding below it may yet turn out to be of somebody who came back.
     """
 
     channel: int
     key: ChannelKey
-    version: int
+    name: str
     head: int
+    newest: int = 0
     sessions: dict[str, LiveSession] = field(default_factory=dict)
     bindings: dict[str, GroupBinding] = field(default_factory=dict)
 
     @property
-    def name(self) -> str:
-        """The layer's group."""
-        return self.key.group
-
-    @property
     def known_version(self) -> int:
         """The version from which changes must be read so that nobody here misses one."""
-        return min([self.version, *(binding.version for binding in self.bindings.values())])
+        return min((binding.version for binding in self.bindings.values()), default=0)
 
 
 class Fanout:
@@ -118,6 +125,7 @@ class Hub:
         self.sessions: dict[str, LiveSession] = {}
         self.by_uid: dict[str, dict[str, LiveSession]] = {}
         self.groups: dict[int, Group] = {}
+        self._released: dict[tuple[int, str], int] = {}
         self._needs = needs
         self._encode = encode
 
@@ -135,52 +143,106 @@ class Hub:
         mates.pop(session.id, None)
         if not mates:
             self.by_uid.pop(session.uid, None)
-        for channel in list(session.bindings):
+        for channel in {*session.bindings, *session.heard}:
             self.unbind(session, channel)
 
     def bind(
         self, session: LiveSession, channel: int, key: ChannelKey, binding: GroupBinding,
         position: int,
     ) -> None:  # fmt: skip
-        """Put a session into a group, in both tables, and make its group judge by `binding`.
+        """Put a session into a group, in every table.
 
         Unconditional and idempotent: whatever was there is completed. A position that is known
         already stays, so nothing is heard twice; a binding of a higher version stays, too.
         """
         group = self.groups.get(channel)
         if group is None:
-            group = Group(channel, key, binding.version, position)
-            self.groups[channel] = group
+            group = self.groups[channel] = Group(channel, key, key.group, position)
             self._needs.opened(group)
-        held = group.bindings.get(session.uid)
-        if held is None:
-            group.bindings[session.uid] = binding
-        elif held.version < binding.version:
-            self._needs.look(channel)
+        held = group.bindings.get(session.id)
+        if held is None or held.version <= binding.version:
+            group.bindings[session.id] = binding
         group.sessions[session.id] = session
         session.bindings[channel] = group
         session.heard.setdefault(channel, position)
 
-    def rebind(self, expected: Expected) -> None:
-        """Make every session of a member hear, judged by what the database says: a repair.
+    def rebind(
+        self, sessions: Iterable[LiveSession], channel: int, page: Changes,
+        expected: Expected | None,
+    ) -> None:  # fmt: skip
+        """Make these sessions of one uid hear what the ledger grants them, and no more: a repair.
 
-        A position that is lost, too, begins at the join, or for a session that is younger than
-        the join where its client stopped pulling: at the head.
+        `page` has all changes of the uid in this channel, which a sweep has passed since, and
+        `expected` its membership if there is one. A session whose position is lost, too, goes on
+        from the join, or from the head if it is younger than the join: what was before is what
+        its client pulled. One that has heard all it may, and is no member, is unbound.
         """
-        binding = expected.binding
-        group = self.groups.get(expected.channel)
-        held = group.bindings.get(expected.uid) if group else None
-        if group and held and held.version <= binding.version:
-            past = tuple(
-                stay
-                for stay in held.intervals
-                if stay.left_version is not None and stay.left_version <= binding.joined_version
+        for session in sessions:
+            granted = GroupBinding(session.uid, 0).after(page, heard=-1)
+            binding = max(granted, self._held(session, channel) or granted, key=VERSION)
+            position = session.heard.get(channel)
+            if position is None:
+                if self._released.get((channel, session.id), 0) >= binding.version:
+                    continue  # it left since `page` was read
+                position = self._lost_position(session, binding, expected)
+            if binding.end is not None and binding.end <= position:
+                self._let_go(session, channel, binding.version)
+            else:
+                self.bind(session, channel, page.key, binding, position)
+
+    def _lost_position(
+        self, session: LiveSession, binding: GroupBinding, expected: Expected | None
+    ) -> int:
+        if expected and session.opened_at > expected.joined_at:
+            return expected.head
+        return binding.joined_seq if binding.end is None else binding.end
+
+    def _held(self, session: LiveSession, channel: int) -> GroupBinding | None:
+        group = self.groups.get(channel)
+        return group.bindings.get(session.id) if group else None
+
+    def marks(self, channels: Iterable[int]) -> Marks:
+        """What the sessions of these channels hold now. What is read of the database later cannot
+        be lower, since versions and heads only grow."""
+        return {
+            (channel, session.id): (
+                binding.version if (binding := group.bindings.get(session.id)) else 0,
+                session.heard.get(channel, 0),
             )
-            group.bindings[expected.uid] = replace(binding, intervals=past + binding.intervals)
-        for session in list(self.by_uid.get(expected.uid, {}).values()):
-            younger = session.opened_at > expected.joined_at
-            position = expected.head if younger else expected.joined_seq
-            self.bind(session, expected.channel, expected.key, binding, position)
+            for channel in channels
+            if (group := self.groups.get(channel))
+            for session in group.sessions.values()
+        }
+
+    def ahead(
+        self, marks: Marks, heads: Mapping[int, tuple[int, int]]
+    ) -> list[tuple[int, LiveSession]]:
+        """Who claimed to know more than the database had when its (head, version) were read: a
+        table that was tampered with, or a database that was restored."""
+        return [
+            (channel, self.sessions[session])
+            for (channel, session), (version, position) in marks.items()
+            if channel in heads and session in self.sessions
+            and (position > heads[channel][0] or version > heads[channel][1])
+        ]  # fmt: skip
+
+    def take_back(
+        self, sessions: Iterable[LiveSession], channel: int, version: int, head: int, marks: Marks
+    ) -> None:
+        """Forget what these sessions held, before the database was read, beyond what it has."""
+        group = self.groups.get(channel)
+        for session in sessions:
+            held, position = marks.get((channel, session.id), (0, 0))
+            if group is not None and held > version:
+                group.bindings.pop(session.id, None)
+            if position > head:
+                session.heard[channel] = head
+                if group is not None:
+                    group.head = head
+
+    def settled(self, uid: str) -> list[LiveSession]:
+        """Sessions of a uid whose memberships were read: those that ought to be bound."""
+        return [each for each in self.by_uid.get(uid, {}).values() if not each.connecting]
 
     def unbind(self, session: LiveSession, channel: int) -> None:
         """Take a session out of a group, in every table. The last one closes the group."""
@@ -191,53 +253,86 @@ class Hub:
         if group is None:
             return
         group.sessions.pop(session.id, None)
-        if not any(mate.id in group.sessions for mate in self.by_uid.get(session.uid, {}).values()):
-            group.bindings.pop(session.uid, None)
+        group.bindings.pop(session.id, None)
         if not group.sessions:
             del self.groups[channel]
             self._needs.closed(group)
 
-    def apply(self, channel: int, changes: Changes) -> None:
-        """Learn what changed: lift every binding to the page's version, bind who joined, and
-        unbind who left and has heard all that was theirs."""
-        group = self.groups.get(channel)
-        since = group.version if group else 0
-        joiners = {
-            change.uid
-            for change in changes.changes
-            if change.joined and change.version > since and change.uid in self.by_uid
-        }
-        for uid in joiners - set(group.bindings if group else ()):
-            fresh = GroupBinding(uid, since).after(changes.changes, changes.version, heard=0)
-            for session in list(self.by_uid[uid].values()):
-                self.bind(session, channel, changes.key, fresh, fresh.joined_seq)
+    def apply(self, channel: int, page: Changes) -> None:
+        """Learn what changed: lift every binding to the page's version, and unbind who left and
+        has heard all that was theirs. Applying a page twice is applying it once."""
         group = self.groups.get(channel)
         if group is None:
             return
-        group.version = max(group.version, changes.version)
-        group.head = max(group.head, changes.head)
-        self._lift(group, changes)
+        group.head = max(group.head, page.head)
+        group.newest = max(group.newest, page.newest)
         for session in list(group.sessions.values()):
-            self._release(session, group)
+            binding = group.bindings.get(session.id)
+            if binding is not None:
+                group.bindings[session.id] = binding.after(page, session.heard.get(channel, 0))
+                self._release(session, group)
 
-    def _lift(self, group: Group, changes: Changes) -> None:
-        for uid, binding in group.bindings.items():
-            positions = [
-                session.heard.get(group.channel, 0)
-                for session in self.by_uid.get(uid, {}).values()
-                if session.id in group.sessions
-            ]
-            group.bindings[uid] = binding.after(
-                changes.changes, changes.version, min(positions, default=0)
-            )
+    def bind_joined(self, channel: int, page: Changes, floor: int) -> None:
+        """Bind the sessions of whoever joined above `floor`, from the join on; a stay that is over
+        by now is owed too.
+
+        Only the sweep does this, which has every line of the change log once and in order: a look
+        that came upon a later join first would bind from there and miss the stay before it.
+        """
+        for change in page.changes:
+            if change.version > floor:
+                for session in self._unbound(channel, change):
+                    self._bind_joined(session, change, channel, page)
+
+    def unbound_joins(self, channel: int, page: Changes) -> bool:
+        """Whether somebody in the page joined who has an unbound session here: news to sweep."""
+        return any(self._unbound(channel, change) for change in page.changes)
+
+    def _unbound(self, channel: int, change: Change) -> list[LiveSession]:
+        """Sessions of who joined that have no position yet, nor had one and have heard it all. A
+        position without a binding is damage, and the check's to mend."""
+        return [
+            session
+            for session in self.by_uid.get(change.uid, {}).values()
+            if change.joined
+            and channel not in session.heard
+            and self._released.get((channel, session.id), 0) < change.version
+        ]
+
+    def _bind_joined(self, session: LiveSession, join: Change, channel: int, page: Changes) -> None:
+        if session.connecting:
+            session.missed.add(channel)
+            return
+        binding = GroupBinding(join.uid, join.version - 1).after(page, heard=join.seq - 1)
+        self.bind(session, channel, page.key, binding, join.seq)
+        group = self.groups[channel]
+        group.newest = max(group.newest, page.newest)
+        self._release(session, group)
 
     def _release(self, session: LiveSession, group: Group) -> None:
         """Unbind a session whose membership ended once it has heard up to the end (design §6)."""
-        binding = group.bindings.get(session.uid)
-        if binding is None or binding.is_open or binding.end is None:
+        binding = group.bindings.get(session.id)
+        if binding is None or binding.end is None or binding.version < group.newest:
             return
+        if not binding.intervals:
+            return  # it grants nothing, so it says nothing of a stay that is over
         if session.heard.get(group.channel, 0) >= binding.end:
-            self.unbind(session, group.channel)
+            self._let_go(session, group.channel, binding.version)
+
+    def _let_go(self, session: LiveSession, channel: int, version: int) -> None:
+        self._released[channel, session.id] = version
+        self.unbind(session, channel)
+
+    def released(self) -> dict[tuple[int, str], int]:
+        """Sessions that were unbound because their uid left, by channel, and the version up to
+        which that is settled: kept until a sweep has passed those lines, lest it bind them anew."""
+        return dict(self._released)
+
+    def settle(self, released: Mapping[tuple[int, str], int]) -> None:
+        """Forget these entries of `released`, unless they are newer by now."""
+        for place, version in released.items():
+            if self._released.get(place) == version:
+                del self._released[place]
 
     # --- hearing -----------------------------------------------------------------------------
 
@@ -250,18 +345,21 @@ class Hub:
         fanout = Fanout(message, self._encode)
         incomplete = False
         for session in list(group.sessions.values()):
-            offer = self._offer(session, group, fanout)
-            incomplete |= offer in (Offer.HOLE, Offer.UNJUDGED)
+            if group.channel not in session.lagging:
+                offer = self._offer(session, group, fanout)
+                incomplete |= offer in (Offer.HOLE, Offer.UNJUDGED)
         if incomplete:
             self._needs.look(message.channel)
 
     def _offer(self, session: LiveSession, group: Group, fanout: Fanout) -> Offer:
         """The deliver rule, for live doorbells and fetched messages alike (design §6)."""
         message = fanout.message
-        heard = session.heard.get(group.channel, 0)
+        heard = session.heard.get(group.channel)
+        if heard is None:
+            return Offer.UNJUDGED  # a lost position is the check's to mend
         if message.seq <= heard:
             return Offer.REPEATED
-        binding = group.bindings.get(session.uid)
+        binding = group.bindings.get(session.id)
         if binding is None or not binding.judges(message.version):
             return Offer.UNJUDGED
         if message.seq != heard + 1:
@@ -270,7 +368,7 @@ class Hub:
             session.heard[group.channel] = message.seq
             self._release(session, group)
             return Offer.PASSED
-        if not session.port.offer(fanout.frame_for(session.uid), message.message_id):
+        if not session.port.offer(fanout.frame_for(session.uid), message):
             session.lagging.add(group.channel)
             return Offer.FULL
         session.heard[group.channel] = message.seq
@@ -287,8 +385,8 @@ class Hub:
         fanouts = [Fanout(message, self._encode) for message in messages]
         advanced = False
         for session in list(group.sessions.values()):
-            before = session.heard.get(channel, 0)
-            if before >= after:
+            before = session.heard.get(channel)
+            if before is not None and before >= after:
                 self._fill_session(session, group, fanouts, upto)
                 advanced |= session.heard.get(channel, upto + 1) > before
         return advanced
@@ -315,11 +413,11 @@ class Hub:
             return
         fanout = Fanout(message, self._encode)
         for session in list(group.sessions.values()):
-            binding = group.bindings.get(session.uid)
+            binding = group.bindings.get(session.id)
             if binding is None or not binding.judges(message.version):
                 continue
             if binding.may_hear(message.version) and message.origin != session.id:
-                session.port.offer(fanout.frame_for(session.uid), message.message_id)
+                session.port.offer(fanout.frame_for(session.uid), message)
 
     # --- what the node asks ------------------------------------------------------------------
 
@@ -332,7 +430,7 @@ class Hub:
         return [
             session
             for session in group.sessions.values()
-            if channel not in session.lagging and session.heard.get(channel, 0) < target
+            if channel not in session.lagging and session.heard.get(channel, target) < target
         ]
 
     def unjudged(self, channel: int, version: int) -> bool:
@@ -340,41 +438,27 @@ class Hub:
         group = self.groups.get(channel)
         return group is not None and group.known_version < version
 
-    def session_views(self, sessions: Iterable[LiveSession]) -> dict[str, SessionView]:
-        """Pictures of these sessions for the check."""
-        return {
-            session.id: SessionView(
-                session.id, session.uid, frozenset(session.bindings), frozenset(session.heard)
-            )
-            for session in sessions
-        }
-
-    def group_views(self) -> dict[int, GroupView]:
-        """Pictures of every group for the check."""
-        return {
-            channel: GroupView(channel, frozenset(group.sessions), frozenset(group.bindings))
-            for channel, group in self.groups.items()
-        }
-
-    def subscriptions(self) -> Mapping[str, tuple[int, int]]:
-        """{group name: (channel pk, local memberships)}: what the layer must deliver here."""
-        return {
-            group.name: (channel, len(group.bindings)) for channel, group in self.groups.items()
-        }
-
     def memberships_held(self, uids: Collection[str]) -> dict[str, dict[int, int]]:
-        """{uid: {channel pk: joined version}} of the open bindings that all their sessions have."""
+        """{uid: {channel pk: joined version}} of the open bindings that all their sessions have;
+        a uid whose sessions are all still connecting is left out."""
         held: dict[str, dict[int, int]] = {}
         for uid in uids:
-            sessions = list(self.by_uid.get(uid, {}).values())
-            held[uid] = {
-                channel: group.bindings[uid].joined_version
-                for channel, group in (sessions[0].bindings.items() if sessions else ())
-                if uid in group.bindings
-                and group.bindings[uid].is_open
-                and all(channel in session.bindings for session in sessions)
-            }
+            stays = [self._stays(session) for session in self.settled(uid)]
+            if stays:
+                held[uid] = {
+                    channel: version
+                    for channel, version in stays[0].items()
+                    if all(other.get(channel) == version for other in stays[1:])
+                }
         return held
+
+    def _stays(self, session: LiveSession) -> dict[int, int]:
+        """{channel pk: joined version} of the open bindings that a session has in both tables."""
+        return {
+            channel: group.bindings[session.id].joined_version
+            for channel, group in session.bindings.items()
+            if session.id in group.bindings and group.bindings[session.id].is_open
+        }
 
     @property
     def binding_count(self) -> int:

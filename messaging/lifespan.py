@@ -1,12 +1,14 @@
 """The ASGI lifespan: the node starts with the server and drains before it ends.
 
-Servers without a lifespan (daphne) start the node with the first session instead; nothing vital
-hangs on this alone.
+Servers without a lifespan (daphne) start the node with the first session instead, and stop it
+with Twisted's reactor; nothing vital hangs on this alone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import sys
 from typing import Any
 
 from messaging import node
@@ -30,3 +32,24 @@ async def lifespan(scope: Any, receive: Any, send: Any) -> None:
             await node.stop_node()
             await send({"type": "lifespan.shutdown.complete"})
             return
+
+
+async def start_with_session() -> node.Node:
+    """The node of this process, started now where the server has no lifespan.
+
+    Without a stop its tasks are still pending when the interpreter ends, at which CPython 3.11
+    crashes, and its rows stay open until the lease is over.
+    """
+    current = node.current_node()
+    if current is None:
+        current = await node.start_node()
+        reactor = sys.modules.get("twisted.internet.reactor")
+        if reactor is not None and reactor.running:
+            reactor.addSystemEventTrigger("before", "shutdown", _stop_with_reactor)
+    return current
+
+
+def _stop_with_reactor() -> Any:
+    from twisted.internet.defer import Deferred
+
+    return Deferred.fromFuture(asyncio.ensure_future(node.stop_node()))

@@ -1,8 +1,8 @@
 """The message log: appends in batches, reads ranges. The only writer of messages and heads.
 
-A batch is one transaction (database-rules.md, "Append"): take the channel rows, look up repeats
-under that lock, judge who may send, give seqs, insert, raise the heads. What it answers is
-therefore exact: a message is strictly before or after every change of its channel.
+A batch is one transaction (design §5): take the channel rows, look up repeats under that lock,
+judge who may send, give seqs, insert, raise the heads. Whoever joins or leaves takes the same rows,
+so no message falls beside a change.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, DataError, IntegrityError, connection, transaction
+from django.db.models import Max
 
 from messaging.conf import conf
 from messaging.database import DatabaseThreads
@@ -23,8 +24,9 @@ from messaging.models import Counter, Message
 from messaging.permissions import Standing, judge
 from messaging.protocol.reasons import Reason
 from subscriptions.bindings import ChannelKey
+from subscriptions.errors import SubscriptionsError
 from subscriptions.models import AccessRule, Channel, Membership
-from subscriptions.services import save_channel
+from subscriptions.services import join
 
 logger = logging.getLogger(__name__)
 
@@ -85,21 +87,29 @@ class Appender:
     def __init__(self) -> None:
         self._ids = IdBlocks()
         self._verdicts: dict[tuple[int, str], int] = {}
+        self._fresh: dict[tuple[int, str], int] = {}
 
     def append(self, drafts: Sequence[Draft]) -> list[Outcome]:
-        """One answer for each draft, in order. A batch that fails is split until only the bad
-        draft fails, with reason 15."""
+        """One answer for each draft, in order.
+
+        A batch that the database refuses is halved again and again, so that the draft at fault
+        fails alone; one that cannot reach it fails whole, since its parts would only wait in vain
+        as well. Reason 15 both.
+        """
         try:
             return self._append(drafts)
+        except (DataError, IntegrityError, SubscriptionsError, ValueError):
+            if len(drafts) > 1:
+                middle = len(drafts) // 2
+                return self.append(drafts[:middle]) + self.append(drafts[middle:])
+            logger.exception("message.failed", extra={"channel": str(drafts[0].key)})
         except DatabaseError:
-            if len(drafts) == 1:
-                logger.exception("message.failed", extra={"channel": str(drafts[0].key)})
-                return [Refused(Reason.SYSTEM_ERROR)]
-        middle = len(drafts) // 2
-        return self.append(drafts[:middle]) + self.append(drafts[middle:])
+            logger.exception("batch.failed", extra={"drafts": len(drafts)})
+        return [Refused(Reason.SYSTEM_ERROR)] * len(drafts)
 
     def _append(self, drafts: Sequence[Draft]) -> list[Outcome]:
         ids = [self._ids.take() for _ in drafts]
+        self._fresh = {}
         with transaction.atomic():
             rows = _lock_channels(drafts)
             earlier = _find_repeats(drafts, rows)
@@ -109,7 +119,15 @@ class Appender:
                 for draft, message_id in zip(drafts, ids, strict=True)
             ]
             _insert(rows.values())
+        self._remember(self._fresh)
         return outcomes
+
+    def _remember(self, verdicts: dict[tuple[int, str], int]) -> None:
+        """Keep verdicts of a batch that was committed; one rolled back may have judged rows that
+        never were."""
+        if len(self._verdicts) + len(verdicts) > self.VERDICTS:
+            self._verdicts.clear()
+        self._verdicts |= verdicts
 
     def _place(
         self,
@@ -121,39 +139,39 @@ class Appender:
     ) -> Outcome:
         """Judge one draft and give it its place; the rows are held by the transaction."""
         row = rows.get(draft.key)
+        if row is not None and draft.client_msg_no:
+            first = earlier.get((row.pk, draft.sender, draft.client_msg_no))
+            if first is not None:
+                return _repeated(draft, first)
         verdict = self._judge(draft, row)
         if verdict != Reason.SUCCESS:
             return Refused(verdict)
         if row is None:
             row = rows[draft.key] = _create_person_channel(draft)
-        repeat_key = (row.pk, draft.sender, draft.client_msg_no)
-        first = earlier.get(repeat_key) if draft.client_msg_no else None
-        if first is not None:
-            same = first.payload == draft.payload
-            return Appended(first, repeated=True) if same else Refused(Reason.IDEMPOTENCY_CONFLICT)
         message = _stored(draft, row, message_id, now)
         if not draft.no_persist:
             row.head = message.seq
             row.appended.append(message)
             if draft.client_msg_no:
-                earlier[repeat_key] = message
+                earlier[row.pk, draft.sender, draft.client_msg_no] = message
         return Appended(message)
 
     def _judge(self, draft: Draft, row: ChannelRow | None) -> Reason:
-        if row is not None and self._verdicts.get((row.pk, draft.sender)) == row.version:
+        if row is not None and row.version in (
+            self._verdicts.get((row.pk, draft.sender)),
+            self._fresh.get((row.pk, draft.sender)),
+        ):
             return Reason.SUCCESS
         verdict = judge(draft.key, draft.sender, _standing(draft, row), draft.trusted)
         if row is not None and verdict == Reason.SUCCESS and not draft.trusted:
-            if len(self._verdicts) >= self.VERDICTS:
-                self._verdicts.clear()
-            self._verdicts[row.pk, draft.sender] = row.version
+            self._fresh[row.pk, draft.sender] = row.version
         return verdict
 
 
 def _lock_channels(drafts: Sequence[Draft]) -> dict[ChannelKey, ChannelRow]:
     """The rows of the drafts' channels, locked in the order of their ids."""
     wanted = {draft.key for draft in drafts}
-    rows = Channel.objects.select_for_update().filter(
+    rows = Channel.objects.select_for_update(no_key=True).filter(
         channel_id__in=[key.channel_id for key in wanted]
     )
     values = rows.order_by("pk").values_list(
@@ -181,6 +199,14 @@ def _find_repeats(
     ).values_list(*COLUMNS)
     messages = (_from_row(values, keys[values[0]]) for values in stored)
     return {(m.channel, m.sender, m.client_msg_no): m for m in messages}
+
+
+def _repeated(draft: Draft, first: StoredMessage) -> Outcome:
+    """The answer that the same number got: to the same message whatever the sender may do by now,
+    since it is stored."""
+    if first.payload == draft.payload:
+        return Appended(first, repeated=True)
+    return Refused(Reason.IDEMPOTENCY_CONFLICT)
 
 
 def _standing(draft: Draft, row: ChannelRow | None) -> Standing:
@@ -213,14 +239,8 @@ def _standing(draft: Draft, row: ChannelRow | None) -> Standing:
 
 def _create_person_channel(draft: Draft) -> ChannelRow:
     """A person channel is made by its first message, with both of its memberships."""
-    channel = save_channel(draft.key)
-    first, _, second = draft.key.channel_id.partition("@")
-    for uid in dict.fromkeys((first, second)):
-        Membership.objects.create(channel=channel, uid=uid)
-    channel.refresh_from_db()
-    return ChannelRow(
-        channel.pk, channel.last_seq, channel.membership_version, channel.ban, channel.disband
-    )
+    join(draft.key, draft.key.channel_id.split("@"), actor=draft.sender, reason="first message")
+    return _lock_channels([draft])[draft.key]
 
 
 def _stored(draft: Draft, row: ChannelRow, message_id: int, now: int) -> StoredMessage:
@@ -288,6 +308,12 @@ def read_range(
     return [_from_row(values, key) for values in rows.order_by("seq").values_list(*COLUMNS)[:limit]]
 
 
+def highest_seqs(channels: Iterable[int]) -> dict[int, int]:
+    """{channel pk: last seq in the log}, whatever the channel's row says."""
+    rows = Message.objects.filter(channel__in=list(channels)).values("channel_id").order_by()
+    return {row["channel_id"]: row["highest"] for row in rows.annotate(highest=Max("seq"))}
+
+
 def last_message_mark() -> int:
     """The newest message's row id, from which a sweep begins."""
     return Message.objects.order_by("-id").values_list("id", flat=True).first() or 0
@@ -306,9 +332,9 @@ def heads_after(mark: int) -> tuple[int, dict[int, int]]:
 
 
 class MessageLog:
-    """The queue in front of the appender: batches what waits, never waits to fill.
+    """The queue in front of the appender. A batch is whatever has come while the last was written.
 
-    `on_appended` is awaited-free: it gets each fresh message after its commit, in order.
+    `on_appended` gets each fresh message after its commit, in order; it must not wait.
     """
 
     def __init__(
@@ -319,6 +345,7 @@ class MessageLog:
         self._appender = Appender()
         self._waiting: deque[tuple[Draft, asyncio.Future[Outcome]]] = deque()
         self._wake = asyncio.Event()
+        self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -326,7 +353,8 @@ class MessageLog:
         self._task = asyncio.get_running_loop().create_task(self._run(), name="message-log")
 
     async def stop(self) -> None:
-        """Append everything that waits, then end."""
+        """Append everything that waits, then end. What is submitted from now on is refused."""
+        self._stopping = True
         if self._task is None:
             return
         while self._waiting:
@@ -336,8 +364,12 @@ class MessageLog:
         self._task = None
 
     def submit(self, draft: Draft) -> asyncio.Future[Outcome]:
-        """Queue a draft; the future gets its outcome. A full queue refuses at once (22)."""
+        """Queue a draft; the future gets its outcome. A full queue refuses at once (22), and so
+        does a log that stops (15)."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        if self._stopping:
+            future.set_result(Refused(Reason.SYSTEM_ERROR))
+            return future
         if len(self._waiting) >= conf().log_queue:
             future.set_result(Refused(Reason.RATE_LIMIT))
             return future
@@ -359,7 +391,7 @@ class MessageLog:
     async def _append(self, drafts: list[Draft], futures: list[asyncio.Future[Outcome]]) -> None:
         try:
             outcomes = await self._database.write(self._appender.append, drafts)
-        except Exception:
+        except Exception:  # whatever it was, those who wait get an answer and the log goes on
             logger.exception("batch.failed", extra={"drafts": len(drafts)})
             outcomes = [Refused(Reason.SYSTEM_ERROR)] * len(drafts)
         for future, outcome in zip(futures, outcomes, strict=True):

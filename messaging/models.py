@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from django.db import models
 from django.db.models.functions import Now
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from subscriptions.models import Channel
@@ -55,7 +56,10 @@ class Message(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"message {self.seq} of {self.channel}"
+        return gettext("message %(seq)s of %(channel)s") % {
+            "seq": self.seq,
+            "channel": self.channel,
+        }
 
 
 class Device(models.Model):
@@ -75,7 +79,7 @@ class Device(models.Model):
         constraints = [models.UniqueConstraint(fields=["uid", "flag"], name="wukongim_device_key")]
 
     def __str__(self) -> str:
-        return f"{self.uid} on device flag {self.flag}"
+        return gettext("%(uid)s on device flag %(flag)s") % {"uid": self.uid, "flag": self.flag}
 
 
 class Node(models.Model):
@@ -99,11 +103,15 @@ class Node(models.Model):
         verbose_name_plural = _("nodes")
 
     def __str__(self) -> str:
-        return f"node {self.pk} ({self.host}, process {self.pid})"
+        return gettext("node %(pk)s (%(host)s, process %(pid)s)") % {
+            "pk": self.pk,
+            "host": self.host,
+            "pid": self.pid,
+        }
 
 
 class Session(models.Model):
-    """A live socket of a uid, or a closed one kept as evidence for a while."""
+    """A live socket of a uid, or a closed one: evidence, which nothing removes yet."""
 
     id = models.CharField(primary_key=True, max_length=32)
     uid = models.CharField(_("uid"), max_length=100)
@@ -139,7 +147,13 @@ class Session(models.Model):
                 condition=models.Q(closed_at__isnull=True),
                 name="wukongim_session_node",
             ),
+            models.Index(
+                fields=["node"],
+                condition=models.Q(closed_at__isnull=True) & ~models.Q(kick=""),
+                name="wukongim_session_kicked",
+            ),
+            models.Index(fields=["opened_at"], name="wukongim_session_opened"),
         ]
 
     def __str__(self) -> str:
-        return f"session {self.id} of {self.uid}"
+        return gettext("session %(id)s of %(uid)s") % {"id": self.id, "uid": self.uid}

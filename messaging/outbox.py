@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from messaging.conf import conf
 
@@ -29,6 +30,9 @@ class Outbox:
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._ended = False
         self._limit = conf().outbox_bytes
         self._low = conf().outbox_low
 
@@ -49,12 +53,15 @@ class Outbox:
         """Take an answer to the peer, room or not."""
         self._frames.append(frame)
         self._count(len(frame))
+        if not self._ended:
+            self._empty.clear()
         self._wake.set()
 
     def open(self, first: str) -> None:
         """Let frames leave, `first` before all that were offered meanwhile."""
         self._frames.appendleft(first)
         self._count(len(first))
+        self._empty.clear()
         self._opened.set()
         self._wake.set()
 
@@ -75,16 +82,23 @@ class Outbox:
                     self._refused = False
                     self._on_room()
             self._wake.clear()
+            self._empty.set()
 
     async def flush(self, seconds: float) -> None:
         """Give what waits a moment to leave, at most `seconds`."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        while self._frames and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.01)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._empty.wait()
+
+    def end(self) -> None:
+        """Nothing leaves any more: whoever waits for room or for the end need not."""
+        self._ended = True
+        self._room.set()
+        self._empty.set()
 
     def _count(self, change: int) -> None:
         self._bytes += change
-        if self._bytes < self._limit:
+        if self._ended or self._bytes < self._limit:
             self._room.set()
         else:
             self._room.clear()

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from django.db import transaction
-from django.db.models import DateTimeField, ExpressionWrapper, F, Value
+from django.db.models import DurationField, ExpressionWrapper, F, Q, QuerySet
 from django.db.models.functions import Now
 
 from messaging.conf import conf
 from messaging.models import Node, Session
 from subscriptions.audit import Disagreement, Kind
-from subscriptions.bindings import ChannelKey
-from subscriptions.models import Channel
+from subscriptions.clock import ago, ahead
+from subscriptions.findings import heal, open_findings
+from subscriptions.live import NodeView
+from subscriptions.selectors import pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +38,8 @@ class Beat:
     probe_missed: int
 
 
-def _lease_end() -> Any:
-    until = Now() + Value(timedelta(seconds=conf().lease_seconds))
-    return ExpressionWrapper(until, output_field=DateTimeField())
+def _lease_end() -> ExpressionWrapper:
+    return ahead(conf().lease_seconds)
 
 
 def register_node() -> int:
@@ -59,8 +61,11 @@ def beat(node: int, state: Beat) -> bool:
 
 @transaction.atomic
 def register_again(node: int, sessions: Iterable[Session]) -> None:
-    """Undo a sweep of this node: its row and its sessions' rows, in one write (F21)."""
-    Node.objects.filter(pk=node).update(lease_until=_lease_end(), stopped_at=None)
+    """Undo a sweep of this node: its row and its sessions' rows, in one write (F21). The row is
+    made anew if somebody deleted it."""
+    back = {"lease_until": _lease_end(), "stopped_at": None}
+    who = {"host": socket.gethostname()[:200], "pid": os.getpid()}
+    Node.objects.update_or_create(pk=node, defaults=back, create_defaults={**back, **who})
     for session in sessions:
         ensure_session(session)
 
@@ -82,74 +87,95 @@ def ensure_session(session: Session) -> None:
     )
 
 
-def stop_node(node: int) -> None:
-    """Give the lease back and close what is left of the node's session rows."""
-    Node.objects.filter(pk=node, stopped_at__isnull=True).update(
-        stopped_at=Now(), sessions=0, bindings=0, expected=0, groups=0
-    )
-    _live_rows(node).update(closed_at=Now(), closed_because="node stopped")
-
-
 @transaction.atomic
-def sweep_dead_nodes(but: int) -> list[Disagreement]:
-    """Close the session rows of nodes whose lease is over; returns them as findings."""
-    dead = list(
-        Node.objects.filter(stopped_at__isnull=True, lease_until__lt=Now())
-        .exclude(pk=but)
-        .values_list("pk", flat=True)
-    )
-    found = dead_sessions([])
-    Session.objects.filter(node__in=dead, closed_at__isnull=True).update(
-        closed_at=Now(), closed_because="lease of its node is over"
-    )
-    Node.objects.filter(pk__in=dead).update(stopped_at=Now())
-    return found
+def stop_node(node: int) -> None:
+    """Give the lease back and close what is left of the node's session rows and findings."""
+    _end(Node.objects.filter(pk=node, stopped_at__isnull=True))
+    _close(_live_rows(node), "node stopped")
+    heal(open_findings().filter(node_id=node), "node stopped")
+
+
+def sweep_dead_nodes(but: int) -> dict[int, int]:
+    """End nodes whose lease is over; close their session rows and their own findings. Returns
+    {node: sessions closed}. Three reads and no write where there is nothing of the kind."""
+    over = Node.objects.filter(stopped_at__isnull=True, lease_until__lt=Now()).exclude(pk=but)
+    left = open_findings().filter(node_id__in=_ended().exclude(pk=but).values("pk"))
+    if not (over.exists() or left.exists() or _dead_rows().exists()):
+        return {}
+    with transaction.atomic():
+        dead = Counter(_dead_rows().values_list("node_id", flat=True))
+        close_dead_sessions(dead_sessions([]), "lease of its node is over")
+        _end(over)
+        heal(left, "node ended")
+    return dict(dead)
+
+
+def _ended() -> QuerySet[Node]:
+    return Node.objects.filter(Q(stopped_at__isnull=False) | Q(lease_until__lt=Now()))
+
+
+def _end(nodes: QuerySet[Node]) -> None:
+    nodes.update(stopped_at=Now(), sessions=0, bindings=0, expected=0, groups=0)
 
 
 def dead_sessions(scopes: list[dict[str, str]]) -> list[Disagreement]:
-    """Open session rows of nodes that hold no valid lease."""
-    uids = {scope["uid"] for scope in scopes if scope.get("uid")}
-    rows = Session.objects.filter(closed_at__isnull=True).exclude(
-        node__in=Node.objects.filter(stopped_at__isnull=True, lease_until__gte=Now())
-    )
-    if uids:
-        rows = rows.filter(uid__in=uids)
+    """Open session rows of nodes that hold no valid lease, of the uids in `scopes` (none: all).
+
+    A session is of no channel, so scopes that name only channels are about none.
+    """
+    rows = _dead_rows()
+    if scopes:
+        rows = rows.filter(uid__in={scope["uid"] for scope in scopes if scope.get("uid")})
     return [
         Disagreement(Kind.DEAD_SESSION, "lease", None, uid, pk)
         for pk, uid in rows.values_list("pk", "uid")
     ]
 
 
-def close_dead_sessions(found: Iterable[Disagreement]) -> None:
+def _dead_rows() -> QuerySet[Session]:
+    """By node, so that the index of open rows is asked for those few nodes only."""
+    return Session.objects.filter(closed_at__isnull=True, node__in=_ended())
+
+
+def close_dead_sessions(found: Iterable[Disagreement], because: str = "dead") -> None:
     """Close these rows. Twice is once."""
-    Session.objects.filter(pk__in=[each.session for each in found], closed_at__isnull=True).update(
-        closed_at=Now(), closed_because="dead"
-    )
+    for page in pages([each.session for each in found]):
+        _close(Session.objects.filter(pk__in=page, closed_at__isnull=True), because)
+
+
+def _close(rows: QuerySet[Session], because: str) -> None:
+    """Close rows, and the findings about those sessions: they are about nobody now."""
+    sessions = list(rows.values_list("pk", flat=True))
+    rows.update(closed_at=Now(), closed_because=because[:100])
+    for page in pages(sessions):
+        heal(open_findings().filter(session_id__in=page), "session closed")
 
 
 @transaction.atomic
-def open_session(session: Session) -> datetime:
+def open_session(session: Session, ring: Callable[[str], object] | None = None) -> datetime:
     """Write a session's row and tell those it displaces to go; returns the database's time.
 
     Who goes is protocol §4.1: a master displaces every other session of its uid and device flag,
-    a slave only those with its own device id.
+    a slave only those with its own device id. Where anybody has to, `ring` is called with the uid
+    after the commit, so that their nodes need not wait for their tick.
     """
     session.save(force_insert=True)
     rivals = Session.objects.filter(
         uid=session.uid, device_flag=session.device_flag, closed_at__isnull=True, kick=""
     ).exclude(pk=session.pk)
     same = rivals.filter(device_id=session.device_id) if session.device_id else rivals.none()
-    same.update(kick="replaced by a new connection of this device")
+    told = same.update(kick="replaced by a new connection of this device")
     if session.device_level:
-        rivals.update(kick="login in other device")
+        told += rivals.update(kick="login in other device")
+    if told and ring is not None:
+        transaction.on_commit(lambda: ring(session.uid))
     return Session.objects.values_list("opened_at", flat=True).get(pk=session.pk)
 
 
+@transaction.atomic
 def close_session(session_id: str, because: str) -> None:
     """Close one session's row. A row that is closed already keeps its reason."""
-    Session.objects.filter(pk=session_id, closed_at__isnull=True).update(
-        closed_at=Now(), closed_because=because[:100]
-    )
+    _close(Session.objects.filter(pk=session_id, closed_at__isnull=True), because)
 
 
 def kick_sessions(uid: str, flag: int, because: str) -> int:
@@ -169,12 +195,13 @@ def session_rows(node: int) -> dict[str, str]:
     return dict(_live_rows(node).values_list("pk", "uid"))
 
 
-def mark_checked(node: int) -> None:
-    """A complete check of this node has just ended."""
-    Node.objects.filter(pk=node).update(checked_at=Now())
+def mark_checked(node: int, seconds: float) -> None:
+    """A complete check of this node has ended that began so many seconds ago: what it did not
+    see yet counts as unchecked."""
+    Node.objects.filter(pk=node).update(checked_at=ago(seconds))
 
 
-def _live_rows(node: int) -> Any:
+def _live_rows(node: int) -> QuerySet[Session]:
     return Session.objects.filter(node=node, closed_at__isnull=True)
 
 
@@ -191,10 +218,23 @@ def live_nodes() -> list[int]:
     return list(rows.values_list("pk", flat=True))
 
 
-def channel_keys(channels: Collection[int]) -> dict[int, ChannelKey]:
-    """Names of these channels."""
-    rows = Channel.objects.filter(pk__in=channels)
-    return {
-        pk: ChannelKey(kind, name)
-        for pk, kind, name in rows.values_list("pk", "channel_type", "channel_id")
-    }
+def node_views() -> list[NodeView]:
+    """The same nodes, as each last described itself, by id."""
+    age = ExpressionWrapper(Now() - F("checked_at"), output_field=DurationField())
+    rows = Node.objects.filter(stopped_at__isnull=True, lease_until__gte=Now())
+    return [
+        NodeView(
+            node=row.pk,
+            host=row.host,
+            pid=row.pid,
+            started_at=row.started_at,
+            sessions=row.sessions,
+            groups=row.groups,
+            expected=row.expected,
+            bindings=row.bindings,
+            check_age=row.age and round(row.age.total_seconds(), 3),
+            probe_ms=row.probe_ms,
+            probe_missed=row.probe_missed,
+        )
+        for row in rows.annotate(age=age).order_by("pk")
+    ]

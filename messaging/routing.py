@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.urls import path
 
 from messaging.consumers import MessagingConsumer
 
-websocket_urlpatterns = [
-    path("", MessagingConsumer.as_asgi()),
-    path("ws", MessagingConsumer.as_asgi()),
-]
+serve: Any = MessagingConsumer.as_asgi()  # Django's types know views only
+websocket_urlpatterns = [path("", serve), path("ws", serve)]

@@ -17,11 +17,11 @@ _local = threading.local()
 def send(draft: Draft) -> Outcome:
     """Append one draft and ring its channel. Blocks; must not be called in the node's loop.
 
-    With a node in this process the draft joins its batches; without one it is appended here, and
-    the nodes' tick finds it.
+    With a node in this process the draft joins its batches; without one, or with one that drains,
+    it is appended here, and the nodes' tick finds it.
     """
     current = node.current_node()
-    if current is not None:
+    if current is not None and not current.draining:
         return current.send_from_thread(draft).result(timeout=SECONDS)
     if not hasattr(_local, "appender"):
         _local.appender = Appender()

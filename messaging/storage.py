@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
 from django.db import transaction
-from django.db.models import Count, F, Max, Min, Q
+from django.db.models import Count, Max, Min, OuterRef, Q, QuerySet, Subquery
+from django.db.models.functions import Coalesce
 
 from messaging import registry
 from messaging.models import Message
 from subscriptions.audit import Disagreement, Kind
-from subscriptions.models import Channel
+from subscriptions.bindings import ChannelKey
+from subscriptions.live import Found
+from subscriptions.models import Channel, Membership
+from subscriptions.selectors import is_channel
 
-Found = list[tuple[Disagreement, bool]]
 
-
-def check(scopes: list[dict[str, str]], repair: bool) -> Found:
+def check(scopes: list[dict[str, str]], kinds: Collection[str], repair: bool) -> Found:
     """(disagreement, repaired) of sessions and logs in `scopes`; with `repair` they are mended."""
-    dead = registry.dead_sessions(scopes)
-    if repair:
+    dead = registry.dead_sessions(scopes) if Kind.DEAD_SESSION in kinds else []
+    if dead and repair:
         registry.close_dead_sessions(dead)
-    return [(each, repair) for each in dead] + check_log(scopes, repair)
+    holes = check_log(scopes, repair) if Kind.LOG_HOLE in kinds else []
+    return [(each, repair) for each in dead] + holes
+
+
+@dataclass(frozen=True, slots=True)
+class LogView:
+    """A channel's head against what its log has."""
+
+    channel: int
+    head: int
+    stored: int
+    lowest: int
+    highest: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the head is the last seq, and none is missing above the lowest that is kept."""
+        held = self.highest - self.lowest + 1 if self.stored else 0
+        return self.head == self.highest and self.stored == held
 
 
 def check_log(scopes: list[dict[str, str]], repair: bool) -> Found:
@@ -27,37 +51,52 @@ def check_log(scopes: list[dict[str, str]], repair: bool) -> Found:
     A head below the log is raised to it. A hole, or a head above the log, cannot be mended: what
     is not there is reported, and readers step over it.
     """
-    rows = Channel.objects.filter(_by_channel(scopes)).annotate(
-        stored=Count("messages"), lowest=Min("messages__seq"), highest=Max("messages__seq")
+    found = [view for view in _views(_by_channel(scopes)) if not view.is_whole]
+    return [(_hole(view), repair and _raise_head(view.channel)) for view in found]
+
+
+def _views(condition: Q) -> Iterator[LogView]:
+    """One statement, so one snapshot. Counts over the index of (channel, seq) alone."""
+    messages = Message.objects.filter(channel=OuterRef("pk")).order_by().values("channel")
+    rows = Channel.objects.filter(condition).values_list(
+        "pk",
+        "last_seq",
+        _of(messages, Count("pk")),
+        _of(messages, Min("seq")),
+        _of(messages, Max("seq")),
     )
-    wrong = ~Q(highest=F("last_seq")) & Q(stored__gt=0)
-    wrong |= Q(stored__gt=0) & ~Q(stored=F("highest") - F("lowest") + 1)
-    wrong |= Q(stored=0, last_seq__gt=0)
-    return [(_hole(row), repair and _raise_head(row)) for row in rows.filter(wrong)]
+    return (LogView(*values) for values in rows.iterator())
+
+
+def _of(messages: QuerySet[Message, Any], aggregate: Count | Min | Max) -> Coalesce:
+    return Coalesce(Subquery(messages.annotate(value=aggregate).values("value")), 0)
 
 
 def _by_channel(scopes: list[dict[str, str]]) -> Q:
-    """The channels that an audit's scopes name; all of them when none does."""
+    """The channels that scopes are about: those named, and those that a named uid belongs to."""
     condition = Q()
-    for key in (scope["channel"] for scope in scopes if scope.get("channel")):
-        kind, _, name = key.partition(":")
-        condition |= Q(channel_type=int(kind), channel_id=name)
+    for scope in scopes:
+        if scope.get("channel"):
+            condition |= is_channel(ChannelKey.parse(scope["channel"]))
+        elif scope.get("uid"):
+            condition |= Q(pk__in=Membership.objects.filter(uid=scope["uid"]).values("channel"))
     return condition
 
 
-def _hole(row: Channel) -> Disagreement:
-    highest = row.highest or 0
-    detail = f"head {row.last_seq}, log {row.lowest or 0}–{highest}"
+def _hole(view: LogView) -> Disagreement:
+    detail = f"head {view.head}, log {view.lowest}–{view.highest} with {view.stored} messages"
     return Disagreement(
-        Kind.LOG_HOLE, "message log", row.pk, from_seq=min(row.last_seq, highest),
-        to_seq=max(row.last_seq, highest), detail=f"{detail} with {row.stored} messages",
+        Kind.LOG_HOLE, "message log", view.channel, from_seq=min(view.head, view.highest),
+        to_seq=max(view.head, view.highest), detail=detail,
     )  # fmt: skip
 
 
 @transaction.atomic
-def _raise_head(row: Channel) -> bool:
+def _raise_head(channel: int) -> bool:
     """Raise a head to the log's last seq; False when something is missing for good."""
-    last = Message.objects.filter(channel=row.pk).aggregate(last=Max("seq"))["last"] or 0
-    Channel.objects.filter(pk=row.pk, last_seq__lt=last).update(last_seq=last)
-    held = Message.objects.filter(channel=row.pk).aggregate(n=Count("pk"), low=Min("seq"))
-    return bool(row.last_seq <= last and held["n"] == last - (held["low"] or 1) + 1)
+    rows = Channel.objects.filter(pk=channel)
+    rows.select_for_update(no_key=True).get()
+    [view] = _views(Q(pk=channel))
+    rows.filter(last_seq__lt=view.highest).update(last_seq=view.highest)
+    [view] = _views(Q(pk=channel))
+    return view.is_whole

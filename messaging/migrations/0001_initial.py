@@ -203,6 +203,14 @@ class Migration(migrations.Migration):
                         fields=["node"],
                         name="wukongim_session_node",
                     ),
+                    models.Index(
+                        condition=models.Q(
+                            ("closed_at__isnull", True), models.Q(("kick", ""), _negated=True)
+                        ),
+                        fields=["node"],
+                        name="wukongim_session_kicked",
+                    ),
+                    models.Index(fields=["opened_at"], name="wukongim_session_opened"),
                 ],
             },
         ),

@@ -1,98 +1,88 @@
 """The server as a process of its own, as an operator starts it."""
 
 import http.client
-import os
-import re
 import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
+from contextlib import closing
 
 import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
+from messaging.conf import MessagingConf
 from messaging.management.commands import serve
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def manage(*words: str) -> list[str]:
-    return [sys.executable, str(ROOT / "manage.py"), *words]
+from tests.support.server import ServerProcess, manage
 
 
 @pytest.fixture(scope="module")
-def environ(tmp_path_factory):
-    """An installation of its own, migrated."""
-    environ = os.environ | {"WUKONGIM_DATA_DIR": str(tmp_path_factory.mktemp("data"))}
-    subprocess.run(manage("migrate", "--verbosity", "0"), env=environ, check=True)
-    return environ
+def installation():
+    """Data and a port that the servers of this module share, one after the other."""
+    with closing(ServerProcess()) as process:
+        yield process
 
 
 @pytest.fixture
-def server(environ):
-    """A running server and its port."""
-    process = subprocess.Popen(
-        manage("serve", "--port", "0"), env=environ, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        line = process.stdout.readline()
-        yield process, int(re.search(r"ws://127\.0\.0\.1:(\d+)/ws", line)[1])
-    finally:
-        process.kill()
-        process.communicate()
+def server(installation):
+    """A running server. Whoever stops it leaves it to the next to start another."""
+    return installation if installation.process else installation.start()
 
 
-def get(port: int, path: str, **headers: str) -> http.client.HTTPResponse:
+def get(port: int, path: str, **headers: str) -> int:
+    """The status of an answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("GET", path, headers=headers)
-    return connection.getresponse()
+    with closing(connection):
+        connection.request("GET", path, headers=headers)
+        return connection.getresponse().status
 
 
 def handshake(port: int, path: str) -> int:
     """The HTTP status that answers a WebSocket handshake."""
     key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version": "13"}
-    return get(port, path, Connection="Upgrade", Upgrade="websocket", **key).status
+    return get(port, path, Connection="Upgrade", Upgrade="websocket", **key)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_answers_and_stops_with_zero(server, number):
-    process, port = server
-    assert get(port, "/admin/login/").status == 200
-    assert get(port, "/static/admin/css/base.css").status == 200
-    process.send_signal(number)
-    assert process.wait(timeout=40) == 0
+    assert f"chat ws://127.0.0.1:{server.port}/ws" in server.log_text()
+    assert get(server.port, "/admin/login/") == 200
+    assert get(server.port, "/static/admin/css/base.css") == 200
+    assert server.stop(number) == 0
 
 
 def test_serve_accepts_sockets_where_the_chat_is_and_refuses_others(server):
-    _, port = server
-    assert handshake(port, "/ws") == 101
-    assert handshake(port, "/nowhere") == 403
+    assert handshake(server.port, "/ws") == 101
+    assert handshake(server.port, "/") == 101
+    assert handshake(server.port, "/nowhere") == 403
 
 
 def test_serve_stops_with_zero_while_a_socket_is_open(server):
-    process, port = server
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
-        client.sendall(
-            b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
-        assert client.recv(4096).startswith(b"HTTP/1.1 101")
-        process.terminate()
-        assert process.wait(timeout=40) == 0
+    with connect(server.url) as client:
+        assert server.stop() == 0
+        with pytest.raises(ConnectionClosed) as closed:
+            client.recv(timeout=5)
+    assert closed.value.rcvd.code == 1012
 
 
-def test_serve_without_secret_key_tells_how_to_get_one(environ):
-    keyless = {name: value for name, value in environ.items() if name != "WUKONGIM_SECRET_KEY"}
-    done = subprocess.run(manage("serve"), env=keyless, capture_output=True, text=True)
+def test_serve_refuses_a_frame_over_the_limit(server):
+    with connect(server.url) as client:
+        client.send("x" * (MessagingConf().frame_bytes + 1))
+        with pytest.raises(ConnectionClosed) as closed:
+            client.recv(timeout=5)
+    assert closed.value.rcvd.code == 1009
+
+
+def test_serve_without_secret_key_tells_how_to_get_one(installation):
+    del (keyless := dict(installation.environment))["WUKONGIM_SECRET_KEY"]
+    done = manage(keyless, "serve", check=False)
     assert done.returncode == 1
     assert "manage.py bootstrap" in done.stderr
 
 
-def test_serve_refuses_a_misspelt_variable(environ):
-    misspelt = environ | {"WUKONGIM_REDISURL": "redis://127.0.0.1"}
-    done = subprocess.run(manage("serve"), env=misspelt, capture_output=True, text=True)
+def test_serve_refuses_a_misspelt_variable(installation):
+    misspelt = {**installation.environment, "WUKONGIM_REDISURL": "redis://127.0.0.1"}
+    done = manage(misspelt, "serve", check=False)
     assert done.returncode == 1
     assert "wukongim.E001" in done.stderr
 
@@ -124,5 +114,6 @@ def test_serve_refuses_what_is_no_port(word):
 def test_addresses_name_one_that_a_browser_can_open():
     with serve.listen("0.0.0.0", 0) as listener:
         line = serve.addresses(listener)
-    assert "ws://127.0.0.1:" in line
+        port = listener.getsockname()[1]
+    assert f"ws://127.0.0.1:{port}/ws" in line
     assert "/admin/" in line

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import uvicorn
@@ -20,50 +23,49 @@ import uvicorn
 ROOT = Path(__file__).resolve().parents[2]
 API_TOKEN = "tests-only-api-token"
 
+# PR_SET_PDEATHSIG (1) outlives exec, so the process is the very one that an operator starts. The
+# parent may be gone before the call; then the process belongs to somebody else already.
+END_WITH_PARENT = """\
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the tests have ended")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@asynccontextmanager
-async def running_server() -> AsyncIterator[Any]:
-    """uvicorn in this loop, so that a test reaches into the node; yields a `Here`."""
-    from messaging import node
-    from wukongim.asgi import application
-
-    port = free_port()
-    config = uvicorn.Config(
-        application, host="127.0.0.1", port=port, ws="websockets-sansio", lifespan="on",
-        ws_per_message_deflate=False, log_config=None, access_log=False,
-    )  # fmt: skip
-    server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    server.capture_signals = _no_signals  # type: ignore[method-assign]
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-        if task.done():
-            task.result()
-    current = node.current_node()
-    assert current is not None
-    try:
-        yield Here(port, current)
-    finally:
-        server.should_exit = True
-        await task
+# Reads until the pipe's other end is gone, however that came about. A server that is being killed
+# may still write into its folder: then once more.
+SWEEP = 'read -r _; until rm -rf "$0"; do sleep 0.2; done'
 
 
-class _no_signals:  # noqa: N801 - stands in for a context manager of that name
-    """The test process keeps its own signal handlers."""
+def reserve_port() -> socket.socket:
+    """A bound socket that listens to nothing: as long as it is open its port is given to nobody,
+    and a server may still listen there, again and again."""
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return holder
 
-    def __enter__(self) -> None:
-        pass
 
-    def __exit__(self, *error: object) -> None:
-        pass
+# --- in the test's event loop -------------------------------------------------------------------
+
+
+class LoopServer(uvicorn.Server):
+    """uvicorn that leaves the test process its signal handlers, and says when it is up."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen."""
+        await super().startup(sockets)
+        self.up.set()
 
 
 class Here:
@@ -74,63 +76,126 @@ class Here:
         self.url = f"ws://127.0.0.1:{port}/ws"
         self.http = f"http://127.0.0.1:{port}"
 
+    async def post(self, path: str, **body: Any) -> Any:
+        """Call the HTTP API as the business back end does; returns the answer's JSON."""
+        async with httpx.AsyncClient(base_url=self.http, timeout=30, trust_env=False) as client:
+            answer = await client.post(path, json=body, headers={"token": API_TOKEN})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+@asynccontextmanager
+async def running_server() -> AsyncIterator[Here]:
+    """uvicorn in this loop, so that a test reaches into the node."""
+    from messaging import node
+    from wukongim.asgi import application
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        application, ws="websockets-sansio", lifespan="on", ws_per_message_deflate=False,
+        log_config=None, access_log=False,
+    )  # fmt: skip
+    server = LoopServer(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    up = asyncio.create_task(server.up.wait())
+    await asyncio.wait({serving, up}, return_when=asyncio.FIRST_COMPLETED)
+    if not up.done():
+        up.cancel()
+        serving.result()
+    current = node.current_node()
+    assert current is not None
+    try:
+        yield Here(listener.getsockname()[1], current)
+    finally:
+        server.should_exit = True
+        await serving
+        listener.close()
+
+
+# --- as a process -------------------------------------------------------------------------------
+
 
 class ServerProcess:
-    """A server process with a data folder of its own, as `make run` starts it."""
+    """A server process on a port and a data folder of its own, which restarts keep.
 
-    def __init__(self, server: str = "serve", folder: str | None = None, **settings: str) -> None:
-        self.folder = Path(folder or tempfile.mkdtemp(prefix="wukongim-server-"))
-        self.port = free_port()
+    It is killed when the thread that called `start` ends, and so with the tests.
+    """
+
+    def __init__(self, server: str = "serve", **settings: str) -> None:
+        self.server = server
+        self.folder = Path(tempfile.mkdtemp(dir=scratch_folder()))
+        self.reservation = reserve_port()
+        self.port = self.reservation.getsockname()[1]
         self.url = f"ws://127.0.0.1:{self.port}/ws"
         self.http = f"http://127.0.0.1:{self.port}"
-        self.server = server
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if "WUKONGIM" not in name},
-            "DJANGO_SETTINGS_MODULE": "wukongim.settings",
-            "WUKONGIM_DATA_DIR": str(self.folder),
-            "WUKONGIM_SECRET_KEY": "tests-only-" + "0123456789abcdef" * 4,
-            "WUKONGIM_API_TOKEN": API_TOKEN,
-            **settings,
-        }
-        self.output = open(self.folder / "server.log", "wb")  # noqa: SIM115 - outlives this scope
-        self.process: subprocess.Popen[bytes]
+        self.environment = environment(self.folder, **settings)
+        self.client = httpx.Client(
+            base_url=self.http, headers={"token": API_TOKEN}, timeout=30, trust_env=False
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop, and let go of the port."""
+        self.stop()
+        self.client.close()
+        self.reservation.close()
 
     @property
     def database(self) -> Path:
         """The SQLite file."""
         return self.folder / "db.sqlite3"
 
-    def manage(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a management command against this server's data."""
-        return subprocess.run(
-            [sys.executable, "manage.py", *arguments],
-            cwd=ROOT, env=self.environment, check=check, capture_output=True, text=True,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+    @property
+    def pid(self) -> int:
+        """The process that runs now."""
+        assert self.process is not None
+        return self.process.pid
 
-    def start(self) -> ServerProcess:
-        """Migrate, start and wait until the server answers."""
-        self.manage("migrate", "--verbosity", "0")
-        if self.server == "daphne":
-            command = ["-m", "daphne", "-b", "127.0.0.1", "-p", str(self.port),
-                       "wukongim.asgi:application"]  # fmt: skip
-        else:
-            command = ["manage.py", "serve", "--host", "127.0.0.1", "--port", str(self.port)]
-        self.process = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=ROOT, env=self.environment, stdout=self.output, stderr=self.output,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+    def start(self) -> Self:
+        """Start, on a migrated database, and wait until the server answers."""
+        if not self.database.exists():
+            copy_database(migrated_database(), self.database)
+        command = [sys.executable, *self._arguments]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-ISc", END_WITH_PARENT, str(os.getpid()), *command],
+                cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
         self._wait_until_up()
         return self
 
+    def stop(self, number: int = signal.SIGTERM) -> int | None:
+        """End the server by a signal; returns its exit code, None when none runs."""
+        process, self.process = self.process, None
+        if process is None:
+            return None
+        process.send_signal(number)
+        try:
+            return process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+    @property
+    def _arguments(self) -> list[str]:
+        port = str(self.port)
+        if self.server == "daphne":
+            return ["-m", "daphne", "-b", "127.0.0.1", "-p", port, "wukongim.asgi:application"]
+        return ["manage.py", "serve", "--host", "127.0.0.1", "--port", port]
+
     def _wait_until_up(self) -> None:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                break
+        assert self.process is not None
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                if httpx.get(f"{self.http}/health", timeout=2).status_code == 200:
+                if self.client.get("/health").status_code == 200:
                     return
             except httpx.TransportError:
                 time.sleep(0.05)
@@ -140,34 +205,82 @@ class ServerProcess:
         """What the server printed."""
         return (self.folder / "server.log").read_text(errors="replace")
 
-    def post(self, path: str, **body: Any) -> httpx.Response:
-        """Call the HTTP API as the business back end does."""
-        headers = {"token": API_TOKEN}
-        return httpx.post(self.http + path, json=body, headers=headers, timeout=30)
+    def manage(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a management command against this server's data."""
+        return manage(self.environment, *arguments, check=check)
 
-    def make_user(self, uid: str, flag: int = 2) -> str:
+    def query(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Rows of this server's database, read or changed by a statement of one's own."""
+        with closing(sqlite3.connect(self.database, timeout=20)) as connection, connection:
+            return connection.execute(sql, values).fetchall()
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        """Call the HTTP API as the business back end does; it has to succeed."""
+        answer = self.client.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        return answer
+
+    def make_user(self, uid: str, flag: int = 2, level: int = 0) -> str:
         """Give a uid its token; returns it."""
         token = f"token-of-{uid}"
-        body = {"uid": uid, "token": token, "device_flag": flag, "device_level": 0}
-        answer = self.post("/user/token", **body)
-        assert answer.status_code == 200, answer.text
+        self.post("/user/token", uid=uid, token=token, device_flag=flag, device_level=level)
         return token
 
     def make_group(self, channel: str, *uids: str) -> None:
         """Create a group channel with these members."""
-        answer = self.post(
-            "/channel", channel_id=channel, channel_type=2, subscribers=list(uids)
-        )  # fmt: skip
-        assert answer.status_code == 200, answer.text
+        self.post("/channel", channel_id=channel, channel_type=2, subscribers=list(uids))
 
-    def stop(self) -> int:
-        """End the server; returns its exit code."""
-        if self.process.poll() is None:
-            self.process.terminate()
-        try:
-            return self.process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait()
-        finally:
-            self.output.close()
+
+def environment(folder: Path, **settings: str) -> dict[str, str]:
+    """The environment of a new installation: nothing in it is the developer's WUKONGIM_*."""
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("WUKONGIM_")},
+        "DJANGO_SETTINGS_MODULE": "wukongim.settings",
+        "WUKONGIM_DATA_DIR": str(folder),
+        "WUKONGIM_SECRET_KEY": "tests-only-" + "0123456789abcdef" * 4,
+        "WUKONGIM_API_TOKEN": API_TOKEN,
+        **settings,
+    }
+
+
+def manage(
+    environ: dict[str, str], *arguments: str, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a management command in this environment."""
+    done = subprocess.run(
+        [sys.executable, "manage.py", *arguments],
+        cwd=ROOT, env=environ, check=False, capture_output=True, text=True,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@cache
+def migrated_database() -> Path:
+    """A database that `migrate` has made, for copies: it takes 2 s, a copy 5 ms."""
+    folder = Path(tempfile.mkdtemp(dir=scratch_folder()))
+    manage(environment(folder), "migrate", "--verbosity", "0")
+    return folder / "db.sqlite3"
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Copy a SQLite database, with what is still in its write-ahead log."""
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
+        old.backup(new)
+
+
+def scratch_folder() -> Path:
+    """The folder of this process for its servers' data. It goes when the process has gone."""
+    return _scratch()[0]
+
+
+@cache
+def _scratch() -> tuple[Path, subprocess.Popen[bytes]]:
+    """The folder, and the process that waits to remove it, at the other end of a pipe."""
+    folder = tempfile.mkdtemp(prefix="wukongim-servers-")
+    # A session of its own: Ctrl-C at the terminal must not end it before its work is done.
+    sweeper = subprocess.Popen(
+        ["sh", "-c", SWEEP, folder], stdin=subprocess.PIPE, start_new_session=True
+    )
+    return Path(folder), sweeper

@@ -4,6 +4,7 @@ import errno
 import signal
 import socket
 from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -12,11 +13,17 @@ from channels.routing import get_default_application
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError, connection
+
+from messaging import registry
+from messaging.conf import conf
+from messaging.layer import in_memory
+from subscriptions.errors import TriggersMissing
+from subscriptions.triggers import install
 
 BACKLOG = (
     2048  # sockets the kernel holds while we are busy; a whole node's clients may come at once
 )
-MAX_FRAME = 1 << 20  # bytes of one WebSocket message; a longer one is closed with 1009
 PING_INTERVAL = PING_TIMEOUT = 20  # seconds; a peer that vanished is noticed within both
 SHUTDOWN_GRACE = 30  # seconds that open requests and sockets get to finish
 # Milliseconds that sent bytes may stay unacknowledged. Without it a reader that stalled keeps its
@@ -46,22 +53,51 @@ class Command(BaseCommand):
 
     def handle(self, *, host: str, port: int, **options: Any) -> None:
         _require_secret_key()
+        _require_triggers()
+        self._warn_of_neighbours()
         with listen(host, port) as listener:
-            self.stdout.write(addresses(listener))
-            self.stdout.flush()
-            run(listener)
+            run(listener, lambda: self._say(addresses(listener)))
+
+    def _say(self, line: str) -> None:
+        self.stdout.write(line)
+        self.stdout.flush()
+
+    def _warn_of_neighbours(self) -> None:
+        """Two processes with a layer in memory do not hear each other's doorbells."""
+        nodes = registry.live_nodes()
+        connection.close()
+        if nodes and in_memory():
+            self.stderr.write(
+                f"Node {', '.join(map(str, nodes))} serves this database, or did until a moment "
+                "ago. With a channel layer in memory the clients of two processes hear each other "
+                "only by the tick, some seconds late: run one, or set WUKONGIM_REDIS_URL."
+            )
 
 
-def run(listener: socket.socket) -> None:
+class Server(uvicorn.Server):
+    """Says where it can be reached once it can."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then say so; when the application fails there is nothing to say."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_started()
+
+
+def run(listener: socket.socket, on_started: Callable[[], None]) -> None:
     """Serve until a signal; raises CommandError when the application did not start."""
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             get_default_application(),
             loop="uvloop",
             http="httptools",
             ws="websockets-sansio",  # the legacy class fails when two tasks send to a slow socket
             ws_per_message_deflate=False,  # chat frames are small: memory and CPU for nothing
-            ws_max_size=MAX_FRAME,
+            ws_max_size=conf().frame_bytes,  # a longer message is closed with 1009
             ws_ping_interval=PING_INTERVAL,
             ws_ping_timeout=PING_TIMEOUT,
             timeout_graceful_shutdown=SHUTDOWN_GRACE,
@@ -69,7 +105,8 @@ def run(listener: socket.socket) -> None:
             log_config=None,  # the project's LOGGING
             access_log=False,
             server_header=False,
-        )
+        ),
+        on_started,
     )
     _stop_on_signals(server)
     try:
@@ -118,15 +155,27 @@ def _require_secret_key() -> None:
     except ImproperlyConfigured as error:
         raise CommandError(
             "There is no secret key. `manage.py bootstrap` makes what is missing; "
-            "or set WUKONGIM_SECRET_KEY."
+            "or set WUKONGIM_SECRET_KEY (in a project of your own: SECRET_KEY)."
         ) from error
+
+
+def _require_triggers() -> None:
+    try:
+        if not install.has_tables(connection):
+            raise CommandError("The database has no tables yet: run `manage.py migrate`.")
+        install.require(connection)
+    except (DatabaseError, TriggersMissing) as error:
+        raise CommandError(str(error)) from error
+    finally:
+        connection.close()
 
 
 def _why_not(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
             f"Port {port} on {host} is taken: perhaps by another server of this project. "
-            "Stop that one, or choose another port with --port (make run PORT=8001)."
+            "Stop that one, or choose another port with --port (make run PORT=8001) and, so that "
+            "two servers do not share one database, another WUKONGIM_DATA_DIR."
         )
     if error.errno == errno.EACCES:
         return f"Port {port} needs more rights than this user has; choose one above 1023."

@@ -1,0 +1,305 @@
+"""Brings the hub up to what the database has: the change log by its mark, channels one by one.
+
+Three ways lead here. A *look* reads one channel: what changed, then what its sessions miss; it is
+asked for whenever something is known to be missing. The *sweep* reads the change log and the new
+heads since its last time, whether or not anybody rang. A *rebind* reads what some uids may hear
+and makes the hub agree: a repair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+
+from django.db import DatabaseError
+
+from messaging.conf import conf
+from messaging.database import DatabaseThreads
+from messaging.hub import Hub, LiveSession
+from messaging.layer import NodeLayer
+from messaging.log import heads_after, highest_seqs, last_message_mark, read_range
+from subscriptions.audit import Disagreement, Kind
+from subscriptions.bindings import Changes
+from subscriptions.selectors import (
+    changes_after,
+    changes_of,
+    changes_since,
+    heads,
+    last_change_id,
+    memberships_of,
+)
+
+logger = logging.getLogger(__name__)
+
+REREADS = 5
+"""Times a rebind reads a channel again that changes under it; then the next check is due anyway."""
+
+HEADS_A_SLICE = 1_000
+"""Channels whose heads one sweep reads at least, whatever its marks say: about 5 ms of SQLite."""
+
+
+class CatchUp:
+    """The reading side of one node. `behind` has the heads that somebody is known to be below,
+    `ahead` who was last seen to claim more than the database has."""
+
+    def __init__(self, hub: Hub, database: DatabaseThreads, layer: NodeLayer) -> None:
+        self.hub, self.database, self.layer = hub, database, layer
+        self.conf = conf()
+        self.behind: dict[int, int] = {}
+        self.ahead: list[tuple[int, LiveSession]] = []
+        self.looks: dict[int, asyncio.Task[None]] = {}
+        self._again: set[int] = set()
+        self._slots = asyncio.Semaphore(self.conf.database_threads)
+        self._sweeping = asyncio.Lock()
+        self._change_mark = 0
+        self._swept: dict[int, int] = {}
+        self._message_mark = 0
+        self._turn = 0
+
+    async def start(self) -> None:
+        """Sweep from here on: sessions that come read what was before."""
+        self._change_mark = await self.database.read(last_change_id)
+        self._message_mark = await self.database.read(last_message_mark)
+
+    # --- looks -------------------------------------------------------------------------------
+
+    def look(self, channel: int) -> asyncio.Task[None]:
+        """Read what changed in a channel and fill its holes. One look a channel at a time; asking
+        again meanwhile makes it look once more."""
+        running = self.looks.get(channel)
+        if running is not None:
+            self._again.add(channel)
+            return running
+        task = asyncio.get_running_loop().create_task(self._look(channel), name=f"look-{channel}")
+        self.looks[channel] = task
+        return task
+
+    async def _look(self, channel: int) -> None:
+        try:
+            while True:
+                self._again.discard(channel)
+                async with self._slots:
+                    await self._catch_up(channel)
+                if channel not in self._again:
+                    return
+        except Exception:
+            logger.exception("look.failed", extra={"channel_pk": channel})
+        finally:
+            self.looks.pop(channel, None)
+
+    async def _catch_up(self, channel: int) -> None:
+        await self._learn(channel)
+        while behind := self.hub.behind(channel):
+            group = self.hub.groups[channel]
+            after = min(session.heard[channel] for session in behind)
+            upto = group.head
+            messages = await self.database.read(
+                read_range, channel, group.key, after, upto, self.conf.fetch_page
+            )
+            if len(messages) == self.conf.fetch_page:
+                upto = messages[-1].seq
+            if messages and self.hub.unjudged(channel, messages[-1].version):
+                await self._learn(channel)
+            if not self.hub.fill(channel, after, messages, upto):
+                return
+
+    async def _learn(self, channel: int) -> None:
+        """Read the changes of a channel since the oldest version that a binding here knows. Who
+        joined is bound by the sweep."""
+        group = self.hub.groups.get(channel)
+        if group is None:
+            return
+        async for page in self._pages(channel, group.known_version):
+            self.hub.apply(channel, page)
+            if self.hub.unbound_joins(channel, page):
+                await self.sweep_changes()
+
+    async def _pages(self, channel: int, since: int) -> AsyncIterator[Changes]:
+        more = True
+        while more:
+            page: Changes | None = await self.database.read(
+                changes_since, channel, since, self.conf.change_page
+            )
+            if page is None:
+                return
+            yield page
+            since, more = page.version, page.more
+
+    # --- the sweep of changes ----------------------------------------------------------------
+
+    async def sweep_changes(self) -> None:
+        """Apply the change log since the last sweep, each line once, in its order."""
+        async with self._sweeping:
+            released = self.hub.released()
+            await self._read_changes()
+            self.hub.settle(released)
+
+    async def rebind(self, places: Mapping[int, Sequence[str]]) -> None:
+        """Make the sessions of these uids, by channel, hear what the ledger grants them. Asks for
+        everything anew, believes nothing that is held, and may be run twice.
+
+        The sweep comes after the reads: it binds whoever has just joined, so that a session
+        without a position afterwards has lost it. A channel that changed between both is read
+        again. Sessions that connect meanwhile have read more than this.
+        """
+        async with self._sweeping:
+            released = self.hub.released()
+            settled = {uid: self.hub.settled(uid) for named in places.values() for uid in named}
+            left = await self._rebind(places, settled)
+            for _ in range(REREADS):
+                if left:
+                    left = await self._rebind(left, settled)
+            self.hub.settle(released)
+
+    async def _rebind(
+        self, places: Mapping[int, Sequence[str]], settled: Mapping[str, list[LiveSession]]
+    ) -> dict[int, Sequence[str]]:
+        """Those of `places` that changed under the reading, and were let be."""
+        marks = self.hub.marks(places)
+        expected = {
+            (channel, each.uid): each
+            for channel, named in places.items()
+            for each in await self.database.read(memberships_of, named, channel)
+        }
+        pages = {
+            channel: await self.database.read(changes_of, channel, named)
+            for channel, named in places.items()
+        }
+        logged = await self.database.read(highest_seqs, list(pages)) if pages else {}
+        self._swept.clear()
+        await self._read_changes()
+        changed = {}
+        for channel, page in pages.items():
+            if page is not None and page.version < self._swept.get(channel, 0):
+                changed[channel] = places[channel]
+                continue
+            for uid in places[channel]:
+                live = [each for each in settled[uid] if each.id in self.hub.sessions]
+                if page is None:
+                    self._unbind(live, channel)
+                    continue
+                top = max(page.head, logged.get(channel, 0))
+                self.hub.take_back(live, channel, page.version, top, marks)
+                self.hub.rebind(live, channel, page, expected.get((channel, uid)))
+        return changed
+
+    def _unbind(self, sessions: Iterable[LiveSession], channel: int) -> None:
+        """The channel itself is gone."""
+        for session in sessions:
+            self.hub.unbind(session, channel)
+
+    async def _read_changes(self) -> None:
+        limit = self.conf.change_page
+        while rows := await self.database.read(changes_after, self._change_mark, limit):
+            for channel, floor in self._concerned(rows).items():
+                try:
+                    await self._sweep_channel(channel, floor)
+                except DatabaseError:
+                    raise  # the mark stays, and the next sweep reads these lines again
+                except Exception:
+                    logger.exception("sweep.failed", extra={"channel_pk": channel})
+            self._change_mark = rows[-1][0]
+
+    async def _sweep_channel(self, channel: int, floor: int) -> None:
+        group = self.hub.groups.get(channel)
+        since = min(floor, group.known_version) if group else floor
+        async for page in self._pages(channel, since):
+            self.hub.apply(channel, page)
+            self.hub.bind_joined(channel, page, floor)
+            self._swept[channel] = page.newest
+        self.look(channel)
+
+    def _concerned(self, rows: Iterable[tuple[int, int, str, int]]) -> dict[int, int]:
+        """{channel: version to read from} of changes in channels or of uids that are here."""
+        concerned: dict[int, int] = {}
+        for _, channel, uid, version in rows:
+            if channel in self.hub.groups or uid in self.hub.by_uid:
+                concerned.setdefault(channel, version - 1)
+        return concerned
+
+    # --- the sweep of heads ------------------------------------------------------------------
+
+    async def sweep_heads(self) -> list[tuple[Disagreement, bool]]:
+        """Find bindings below a head, and whether they have caught up at the end of it.
+
+        A doorbell may still be under way, so they get a moment; what is behind after it was
+        missed, and its group is joined again: a lost place in the layer looks just like this.
+        """
+        mark, found = await self.database.read(heads_after, self._message_mark)
+        self.behind |= found
+        self._message_mark = mark
+        await self.find_behind(self._slice())
+        holes = [self._hole(channel, head) for channel, head in self.behind.items()]
+        await self.fetch_behind()
+        return [(hole, hole.channel not in self.behind) for hole in holes]
+
+    async def find_behind(self, channels: Iterable[int]) -> None:
+        """Read the heads of these channels, and note in `behind` who is below one, after a moment.
+        Asks without a mark: what a failed look left behind is found again. A version that is news
+        is looked at."""
+        now = await self._read_heads(channels)
+        for channel, (_, version) in now.items():
+            if self.hub.unjudged(channel, version):
+                self.look(channel)
+        self.behind |= {channel: head for channel, (head, _) in now.items()}
+        if self._still_behind():
+            await asyncio.sleep(self.conf.behind_grace)
+        self.behind = self._still_behind()
+
+    async def find_ahead(self, channels: Iterable[int]) -> None:
+        """Note in `ahead` who claims more of these channels than the database has."""
+        await self._read_heads(channels)
+
+    async def _read_heads(self, channels: Iterable[int]) -> dict[int, tuple[int, int]]:
+        wanted = list(channels)
+        marks = self.hub.marks(wanted)
+        now = await self.database.read(heads, wanted)
+        self.ahead = self.hub.ahead(marks, now)
+        if self.ahead:  # a channel's row may be behind its own log, which is no fault of theirs
+            logged = await self.database.read(highest_seqs, {channel for channel, _ in self.ahead})
+            truth = {c: (max(now[c][0], logged.get(c, 0)), now[c][1]) for c, _ in self.ahead}
+            self.ahead = self.hub.ahead(marks, truth)
+        if self.ahead:
+            await self._lower_marks()
+        return now
+
+    async def _lower_marks(self) -> None:
+        """The database may have been restored: what gets the same numbers again must be swept."""
+        self._change_mark = min(self._change_mark, await self.database.read(last_change_id))
+        self._message_mark = min(self._message_mark, await self.database.read(last_message_mark))
+
+    async def fetch_behind(self) -> None:
+        """Fetch for all that is noted in `behind`, and join those groups again."""
+        groups = [self.hub.groups[channel] for channel in self.behind if channel in self.hub.groups]
+        for group in groups:
+            group.head = max(group.head, self.behind[group.channel])
+        await self.layer.try_rejoin([group.name for group in groups])
+        for group in groups:
+            await self.look(group.channel)
+        self.behind = self._still_behind()
+
+    def _still_behind(self) -> dict[int, int]:
+        return {c: head for c, head in self.behind.items() if self.hub.behind(c, head)}
+
+    def _slice(self) -> list[int]:
+        """This turn's share of the local groups; a round of turns has all of them."""
+        slices = math.ceil(len(self.hub.groups) / HEADS_A_SLICE)
+        slices = min(max(1, slices), self.conf.member_slices)
+        turn, self._turn = self._turn % slices, self._turn + 1
+        return [channel for channel in self.hub.groups if channel % slices == turn]
+
+    def _hole(self, channel: int, head: int) -> Disagreement:
+        """What the sweep found, with the cause if the layer shows it."""
+        group = self.hub.groups[channel]
+        sessions = self.hub.behind(channel, head)
+        lost = self.layer.is_subscribed(group.name) is False
+        return Disagreement(
+            kind=Kind.MISSING_GROUP_BINDING if lost else Kind.BINDING_BEHIND,
+            reason="layer" if lost else "doorbell",
+            channel=channel,
+            memberships=len({session.uid for session in sessions}),
+            from_seq=min(session.heard.get(channel, 0) for session in sessions) + 1,
+            to_seq=head,
+        )

@@ -1,0 +1,211 @@
+"""What a node does every two seconds: beat, sweep, check, probe, attend its sessions.
+
+The steps are independent of each other: one that fails is logged and comes again with the next
+tick. Each can be taken out by the setting STEPS, which is how tests show what it is for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import time
+import zlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from messaging import check, registry
+from messaging.protocol.close_codes import CloseCode
+from subscriptions import audit, findings
+from subscriptions.audit import Disagreement, Kind
+from subscriptions.clock import ago
+
+if TYPE_CHECKING:
+    from messaging.hub import LiveSession
+    from messaging.node import Node
+
+logger = logging.getLogger(__name__)
+
+UIDS_A_SLICE = 100
+"""Uids whose memberships one tick compares with the database at least: about 10 ms of SQLite. A
+node with fewer checks all of them at each tick."""
+
+
+ROUND_KINDS = [
+    Kind.MISSING_GROUP_BINDING,
+    Kind.STRAY_GROUP_BINDING,
+    Kind.UNREGISTERED_SESSION,
+    Kind.DEAD_SESSION,
+]
+"""Kinds that a whole round of the check sees wherever they are."""
+
+
+class Tick:
+    """The steps, and where each of them stands."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.rounds = 0
+        self.beaten_at = self._beating_since = time.monotonic()
+        self._failing = False
+        self._round_began = time.monotonic()
+        self._turn, self._slices = 0, 1
+        self._left: list[Disagreement] = []
+        self._behind = self._deaf = False
+
+    async def run(self) -> None:
+        """Tick until cancelled, about every `tick_seconds`."""
+        steps = {
+            "beat": self.beat,
+            "sweep": self.sweep,
+            "check": self.check,
+            "probe": self.send_probe,
+            "sessions": self.attend_sessions,
+        }
+        while True:
+            jitter = random.uniform(0.9, 1.1)  # noqa: S311 - spreads the nodes, hides nothing
+            await asyncio.sleep(self.node.conf.tick_seconds * jitter)
+            for name in self.node.conf.steps:
+                try:
+                    async with asyncio.timeout(self.node.conf.lease_seconds / 2):
+                        await steps[name]()
+                except Exception:
+                    logger.exception("tick.failed", extra={"node": self.node.id, "step": name})
+
+    @property
+    def holds_lease(self) -> bool:
+        """Whether the last beat was not refused, and is not over."""
+        age = time.monotonic() - self.beaten_at
+        return not self._failing and age < self.node.conf.lease_seconds
+
+    async def beat(self) -> None:
+        """Renew the lease; after a whole lease of beats, sweep the sessions of dead nodes."""
+        state = registry.Beat(
+            sessions=len(self.node.hub.sessions),
+            bindings=self.node.hub.binding_count,
+            expected=self.node.hub.expected_count,
+            groups=len(self.node.hub.groups),
+            probe_ms=self.node.probe.milliseconds,
+            probe_missed=self.node.probe.missed,
+        )
+        try:
+            kept = await self.node.database.write(registry.beat, self.node.id, state)
+        except BaseException:
+            self._failing = True
+            raise
+        now = self.beaten_at = time.monotonic()
+        if self._failing or not kept:
+            self._beating_since = now  # others could not beat either: give them a whole lease
+        self._failing = False
+        if not kept:
+            rows = [member.row for member in self.node.members.values()]
+            await self.node.database.write(registry.register_again, self.node.id, rows)
+            logger.warning("node.registered_again", extra={"node": self.node.id})
+        if now - self._beating_since > self.node.conf.lease_seconds:
+            await self._sweep_dead_nodes()
+
+    async def _sweep_dead_nodes(self) -> None:
+        """One finding a node that died, however many clients it had."""
+        dead = await self.node.database.write(registry.sweep_dead_nodes, self.node.id)
+        for node, sessions in dead.items():
+            found = Disagreement(Kind.DEAD_SESSION, "lease", detail=f"{sessions} sessions")
+            await self.node.database.write(findings.record, [found], node, "beat")
+
+    async def sweep(self) -> None:
+        """Read what is new in the database, whether or not anybody rang."""
+        await self.node.catch_up.sweep_changes()
+        repaired = await self.node.catch_up.sweep_heads()
+        await self._record_repaired(repaired, "sweep")
+        left = [each for each, gone in repaired if not gone]
+        if self._behind and not left:
+            await self._close_findings([Kind.BINDING_BEHIND], [], "sweep")
+        self._behind = bool(left)
+        self._close_laggards()
+
+    def _close_laggards(self) -> None:
+        """Ask sessions that are too far behind to come back: pulling is faster than this."""
+        for member in list(self.node.members.values()):
+            lags = [self._lag(member.session, channel) for channel in member.session.lagging]
+            if max(lags, default=0) > self.node.conf.lag_messages:
+                member.close_soon(CloseCode.TRY_AGAIN)
+
+    def _lag(self, session: LiveSession, channel: int) -> int:
+        group = self.node.hub.groups.get(channel)
+        return group.head - session.heard.get(channel, 0) if group else 0
+
+    async def check(self) -> None:
+        """A slice of the check, mended at once; after a round the node counts as checked."""
+        node = self.node
+        if self._turn == 0:
+            self._begin_round()
+        turn, slices = self._turn, self._slices
+        uids = [uid for uid in node.hub.by_uid if zlib.crc32(uid.encode()) % slices == turn]
+        found = check.check_memory(node, turn, node.conf.check_slices) + check.check_layer(node)
+        found += check.check_ahead(node) + await check.check_memberships(node, uids)
+        if turn == 0:
+            found += await check.check_sessions(node)
+        if found:
+            repaired = await check.repair(node, audit.distinct(found))
+            await self._record_repaired(repaired, "check")
+            self._left += [each for each, gone in repaired if not gone]
+        self._turn = (turn + 1) % slices
+        if self._turn == 0:
+            await self._end_round()
+            self.rounds += 1
+
+    def _begin_round(self) -> None:
+        """Settle into how many slices this round falls; who comes later is the next round's."""
+        conf = self.node.conf
+        slices = max(conf.check_slices, math.ceil(len(self.node.hub.by_uid) / UIDS_A_SLICE))
+        self._slices = min(slices, conf.member_slices)
+        self._round_began, self._left = time.monotonic(), []
+
+    async def _end_round(self) -> None:
+        """Everything was looked at since the round began: what it did not see is gone."""
+        seconds = time.monotonic() - self._round_began
+        await self._close_findings(ROUND_KINDS, self._left, "gone (check)", seconds)
+        await self.node.database.write(registry.mark_checked, self.node.id, seconds)
+
+    async def _close_findings(
+        self, kinds: list[Kind], left: list[Disagreement], by: str, seconds: float | None = None
+    ) -> None:
+        before = None if seconds is None else ago(seconds)
+        await self.node.database.write(
+            findings.heal_absent, kinds, self.node.id, left, by, before=before
+        )
+
+    async def send_probe(self) -> None:
+        """Send a probe through the layer to this very node; remake the layer's connection when
+        several in a row have not come back."""
+        node, probe = self.node, self.node.probe
+        if probe.sent > probe.seen:
+            probe.missed += 1
+        if probe.missed and probe.missed % node.conf.probe_misses == 0:
+            deaf = Disagreement(Kind.DEAF_NODE, "probe", memberships=len(node.hub.by_uid))
+            await self._record([deaf], "")
+            self._deaf = True
+            await node.remake_layer()
+        elif self._deaf and not probe.missed:
+            await self._close_findings([Kind.DEAF_NODE], [], "probe")
+            self._deaf = False
+        node.send_probe()
+
+    async def attend_sessions(self) -> None:
+        """Read who has to go, and let each session see to its own acknowledgements."""
+        await self.node.read_kicks()
+        now = time.monotonic()
+        for member in list(self.node.members.values()):
+            member.attend(now)
+
+    async def _record(self, found: Iterable[Disagreement], healed_by: str) -> None:
+        found = list(found)
+        if found:
+            await self.node.database.write(findings.record, found, self.node.id, healed_by)
+
+    async def _record_repaired(
+        self, repaired: Iterable[tuple[Disagreement, bool]], healed_by: str
+    ) -> None:
+        repaired = list(repaired)
+        await self._record([each for each, gone in repaired if gone], healed_by)
+        await self._record([each for each, gone in repaired if not gone], "")

@@ -1,0 +1,140 @@
+"""Who may connect: tokens hashed at rest, bans, and whom a new token ends."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from messaging import auth, registry
+from messaging.models import Device, Session
+from messaging.protocol.reasons import Reason
+from subscriptions import services
+from subscriptions.bindings import SYSTEM_UID, ChannelKey
+
+pytestmark = pytest.mark.django_db
+
+TOKENS = st.text(st.characters(categories=["L", "N", "P", "S", "Z", "C"]), min_size=1)
+
+
+def reason(uid="alice", flag=0, token="secret"):
+    return auth.admit(uid, flag, token).reason
+
+
+def test_token_admits_to_its_uid_and_flag_only(db):
+    auth.set_token("alice", "secret", 0, 0)
+    assert reason() == Reason.SUCCESS
+    assert reason(flag=1) == Reason.AUTH_FAIL
+    assert reason(uid="bob") == Reason.AUTH_FAIL
+    for token in ("", "Secret", "secret ", "secre", "\ud800", "\x00"):
+        assert reason(token=token) == Reason.AUTH_FAIL
+
+
+def test_token_is_not_stored_but_its_salted_hash(db):
+    auth.set_token("alice", "secret", 0, 0)
+    auth.set_token("bob", "secret", 0, 0)
+    first, second = Device.objects.order_by("uid").values_list("token_hash", flat=True)
+    algorithm, salt, digest = first.split("$")
+    assert (algorithm, len(salt)) == ("sha256", 16)
+    assert digest == hashlib.sha256(f"{salt}$secret".encode()).hexdigest()
+    assert first != second
+    assert "secret" not in first
+
+
+@given(TOKENS)
+def test_any_token_matches_its_hash_and_no_other(token):
+    stored = auth.hash_token(token)
+    assert auth.matches(token, stored)
+    assert not auth.matches(token + "x", stored)
+    assert not auth.matches("", stored)
+
+
+@pytest.mark.parametrize(
+    "stored", ["", "$", "sha256", "sha256$", "sha256$$", "md5$aa$bb", "sha256$é$ü", "secret"]
+)
+@pytest.mark.parametrize("token", ["", "secret", "é"])
+def test_hash_that_is_none_matches_nothing(stored, token):
+    assert not auth.matches(token, stored)
+
+
+def test_empty_token_never_admits_even_where_it_was_set(db):
+    auth.set_token("alice", "", 0, 0)
+    assert reason(token="") == Reason.AUTH_FAIL
+    Device.objects.update(token_hash="")
+    assert reason(token="") == Reason.AUTH_FAIL
+
+
+def test_new_token_replaces_the_old_one_and_its_level(db):
+    auth.set_token("alice", "first", 0, 1)
+    assert auth.admit("alice", 0, "first").level == 1
+    auth.set_token("alice", "second", 0, 0)
+    assert Device.objects.count() == 1
+    assert reason(token="first") == Reason.AUTH_FAIL
+    assert auth.admit("alice", 0, "second") == auth.Admission(Reason.SUCCESS, 0)
+
+
+def test_ban_is_told_to_the_banned_and_nobody_else(db):
+    auth.set_token("alice", "secret", 0, 0)
+    services.save_channel(ChannelKey(1, "alice"), {"ban": True})
+    assert reason() == Reason.BAN
+    assert reason(token="wrong") == Reason.AUTH_FAIL
+    services.save_channel(ChannelKey(1, "alice"), {"ban": False})
+    assert reason() == Reason.SUCCESS
+
+
+def test_group_that_has_a_uids_name_bans_no_person(db):
+    auth.set_token("alice", "secret", 0, 0)
+    services.save_channel(ChannelKey(2, "alice"), {"ban": True})
+    assert reason() == Reason.SUCCESS
+
+
+def test_without_tokens_everybody_is_a_slave_but_the_banned_and_the_system(db, settings):
+    settings.MESSAGING = {"TOKEN_REQUIRED": False}
+    auth.set_token("alice", "secret", 0, 1)
+    assert auth.admit("alice", 0, "") == auth.Admission(Reason.SUCCESS, 0)
+    assert reason(SYSTEM_UID) == Reason.AUTH_FAIL
+    services.save_channel(ChannelKey(1, "alice"), {"ban": True})
+    assert reason() == Reason.BAN
+
+
+def test_system_uid_connects_with_no_token_at_all(db):
+    auth.set_token(SYSTEM_UID, "secret", 0, 0)
+    assert reason(SYSTEM_UID) == Reason.AUTH_FAIL
+
+
+def open_sessions(*sessions):
+    node = registry.register_node()
+    for uid, flag, name in sessions:
+        Session.objects.create(pk=name, uid=uid, device_flag=flag, node_id=node)
+
+
+def kicked():
+    return set(Session.objects.exclude(kick="").values_list("pk", flat=True))
+
+
+def test_token_of_a_master_ends_the_sessions_of_its_flag(db):
+    open_sessions(("alice", 0, "app"), ("alice", 1, "web"), ("bob", 0, "bob"))
+    auth.set_token("alice", "secret", 0, 1)
+    assert kicked() == {"app"}
+
+
+def test_token_of_a_slave_ends_nobody(db):
+    open_sessions(("alice", 0, "app"))
+    auth.set_token("alice", "secret", 0, 0)
+    assert kicked() == set()
+
+
+def test_token_replaced_since_the_first_look_opens_no_session(db):
+    node = registry.register_node()
+    auth.set_token("alice", "old", 0, 1)
+    assert reason(token="old") == Reason.SUCCESS
+    auth.set_token("alice", "new", 0, 0)
+    row = Session(id="s", uid="alice", device_flag=0, node_id=node)
+    admission, opened_at = auth.open_session(row, "old")
+    assert (admission.reason, opened_at) == (Reason.AUTH_FAIL, None)
+    assert not Session.objects.exists()
+    admission, opened_at = auth.open_session(row, "new")
+    assert (admission.reason, opened_at is None) == (Reason.SUCCESS, False)
+    assert Session.objects.get().device_level == 0

@@ -1,0 +1,166 @@
+"""The message log: places, repeats, verdicts, and what a failing batch does."""
+
+from __future__ import annotations
+
+import pytest
+from django.db import OperationalError, connection
+
+from messaging import log
+from messaging.log import Appender, heads_after, last_message_mark, read_range
+from messaging.messages import Appended, Draft, Refused
+from messaging.models import Message
+from messaging.protocol.reasons import Reason
+from subscriptions import services
+from subscriptions.bindings import ChannelKey
+from subscriptions.models import AccessRule, Channel, Membership, MembershipChange
+from tests.support.factories import make_group
+
+pytestmark = pytest.mark.django_db
+
+TEAM = ChannelKey(2, "team")
+
+
+@pytest.fixture
+def team():
+    return make_group("team", "alice", "bob")
+
+
+@pytest.fixture
+def append():
+    """Append drafts of alice's with one appender; returns the outcomes."""
+    appender = Appender()
+
+    def append(*drafts):
+        return appender.append(drafts)
+
+    return append
+
+
+def draft(text="hi", **fields):
+    return Draft(**{"key": TEAM, "sender": "alice", "payload": text.encode(), **fields})
+
+
+def test_messages_of_a_batch_get_seqs_in_order(team, append):
+    first, second, third = append(draft("1"), draft("2", sender="bob"), draft("3"))
+    assert [each.message.seq for each in (first, second, third)] == [1, 2, 3]
+    assert first.message.message_id < second.message.message_id < third.message.message_id
+    assert Channel.objects.get(pk=team.pk).last_seq == 3
+    stored = read_range(team.pk, TEAM, after=0, up_to=None, limit=10)
+    assert stored == [first.message, second.message, third.message]
+
+
+def test_message_carries_the_version_it_was_written_under(team, append):
+    [before] = append(draft())
+    services.join(TEAM, ["carol"], actor="test")
+    [after] = append(draft())
+    assert after.message.version == before.message.version + 1
+    change = MembershipChange.objects.get(uid="carol")
+    assert (change.version, change.seq) == (after.message.version, before.message.seq)
+
+
+def test_repeat_gets_the_first_answer_in_any_batch(team, append):
+    first, again = append(draft("once", client_msg_no="n"), draft("once", client_msg_no="n"))
+    [later] = append(draft("once", client_msg_no="n"))
+    assert not first.repeated
+    assert again == later == Appended(first.message, repeated=True)
+    assert Message.objects.count() == 1
+
+
+def test_repeat_with_another_payload_is_a_conflict(team, append):
+    append(draft("once", client_msg_no="n"))
+    assert append(draft("twice", client_msg_no="n")) == [Refused(Reason.IDEMPOTENCY_CONFLICT)]
+
+
+def test_same_number_of_another_sender_or_channel_is_no_repeat(team, append):
+    make_group("other", "alice")
+    outcomes = append(
+        draft(client_msg_no="n"),
+        draft(client_msg_no="n", sender="bob"),
+        draft(client_msg_no="n", key=ChannelKey(2, "other")),
+    )
+    assert [each.repeated for each in outcomes] == [False, False, False]
+
+
+def test_unstored_message_has_no_seq_and_leaves_the_head(team, append):
+    [outcome] = append(draft(no_persist=True))
+    assert outcome.message.seq == 0
+    assert Channel.objects.get(pk=team.pk).last_seq == 0
+    assert not Message.objects.exists()
+
+
+def test_sender_is_judged_again_when_the_version_moved(team, append):
+    assert isinstance(append(draft())[0], Appended)
+    services.leave(TEAM, ["alice"], actor="test")
+    assert append(draft()) == [Refused(Reason.SUBSCRIBER_NOT_EXIST)]
+    services.join(TEAM, ["alice"], actor="test")
+    assert isinstance(append(draft())[0], Appended)
+    AccessRule.objects.create(channel_id="team", channel_type=2, uid="alice", allow=False)
+    assert append(draft()) == [Refused(Reason.IN_BLACKLIST)]
+
+
+def test_standing_verdict_costs_no_queries(team, append, django_assert_num_queries):
+    append(draft())
+    with django_assert_num_queries(4 + 2):  # lock, clock, insert, head; two for the savepoint
+        append(*[draft(str(n)) for n in range(50)])
+
+
+def test_verdict_of_a_batch_that_was_rolled_back_is_forgotten(team, append, monkeypatch):
+    """The row that was judged never was; another may get its primary key and version."""
+    pair = ChannelKey(1, "bob@alice")
+
+    def fail(rows):
+        raise OperationalError("disk I/O error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(log, "_insert", fail)
+        assert append(draft(key=pair)) == [Refused(Reason.SYSTEM_ERROR)]
+    assert not Channel.objects.filter(channel_id=pair.channel_id).exists()
+    other = make_group("other", "bob", "carol")
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT last_seq FROM wukongim_subscriptions_channel WHERE id = %s",
+                       [other.pk])  # fmt: skip
+    refused = append(draft(key=ChannelKey(2, "other")))
+    assert refused == [Refused(Reason.SUBSCRIBER_NOT_EXIST)]
+
+
+def test_bad_draft_fails_alone(team, append):
+    good, bad, fine = append(draft("1"), draft("2", topic="\ud800"), draft("3"))
+    assert bad == Refused(Reason.SYSTEM_ERROR)
+    assert [good.message.seq, fine.message.seq] == [1, 2]
+
+
+def test_database_that_is_gone_fails_the_batch_once(team, append, monkeypatch):
+    asked = []
+
+    def fail(drafts):
+        asked.append(len(drafts))
+        raise OperationalError("database is locked")
+
+    monkeypatch.setattr(log, "_lock_channels", fail)
+    assert append(*[draft()] * 8) == [Refused(Reason.SYSTEM_ERROR)] * 8
+    assert asked == [8]
+
+
+def test_first_message_makes_a_person_channel_with_both(append):
+    [outcome] = append(draft(key=ChannelKey(1, "bob@alice")))
+    assert outcome.message.seq == 1
+    rows = Membership.objects.filter(channel=outcome.message.channel)
+    assert sorted(rows.values_list("uid", "joined_seq")) == [("alice", 0), ("bob", 0)]
+    changes = MembershipChange.objects.filter(channel=outcome.message.channel)
+    assert {(each.actor, each.reason) for each in changes} == {("alice", "first message")}
+
+
+def test_heads_after_a_mark_are_the_newest_of_each_channel(team, append):
+    make_group("other", "alice")
+    append(draft())
+    mark = last_message_mark()
+    append(draft(), draft(), draft(key=ChannelKey(2, "other")))
+    newest, heads = heads_after(mark)
+    assert heads == {team.pk: 3, Channel.objects.get(channel_id="other").pk: 1}
+    assert heads_after(newest) == (newest, {})
+
+
+def test_range_is_open_below_and_closed_above(team, append):
+    append(*[draft(str(n)) for n in range(1, 6)])
+    found = read_range(team.pk, TEAM, after=1, up_to=4, limit=2)
+    assert [message.seq for message in found] == [2, 3]

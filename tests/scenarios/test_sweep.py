@@ -1,0 +1,84 @@
+"""The sweep alone: nobody rings, nothing checks, and what is new is found all the same."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from django.db import connection
+
+from messaging.log import Appender
+from messaging.messages import Draft
+from subscriptions.bindings import ChannelKey
+from subscriptions.models import Finding, Membership
+from tests.support.factories import in_thread, make_group, make_users
+from tests.support.peers import PATIENCE, Peer
+
+TEAM = ChannelKey(2, "team")
+BOUND = 5.0
+"""Seconds within which what nobody rang for must be heard."""
+
+
+@pytest.fixture(autouse=True)
+def only_the_sweep(settings):
+    settings.MESSAGING = {"STEPS": ("beat", "sweep")}
+
+
+def append_elsewhere(text):
+    """As another process without a node does: into the log, and no doorbell."""
+    Appender().append([Draft(TEAM, "alice", f'{{"type":1,"content":"{text}"}}'.encode())])
+
+
+def join_by_sql(channel, uid):
+    """As a database shell does."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO wukongim_subscriptions_membership (channel_id, uid) VALUES (%s, %s)",
+            [channel.pk, uid],
+        )
+
+
+async def test_message_without_a_doorbell_is_heard_and_recorded(here):
+    await in_thread(make_group, "team", "alice", "bob")
+    async with Peer(here.url, "bob") as bob:
+        await in_thread(append_elsewhere, "nobody rang")
+        await bob.until_heard("team", "nobody rang", BOUND)
+        async with asyncio.timeout(PATIENCE):
+            while not await in_thread(Finding.objects.exists):
+                pass
+    finding = await in_thread(Finding.objects.get)
+    assert (finding.kind, finding.reason) == ("binding_behind", "doorbell")
+    assert (finding.from_seq, finding.to_seq, finding.healed_by) == (1, 1, "sweep")
+
+
+async def test_join_by_sql_to_a_channel_that_the_node_does_not_serve_is_noticed(here):
+    channel = await in_thread(make_group, "team", "alice")
+    await in_thread(make_users, "bob")
+
+    def join_then_write():
+        append_elsewhere("before the join")
+        join_by_sql(channel, "bob")
+        append_elsewhere("after the join")
+
+    async with Peer(here.url, "bob") as bob:
+        await in_thread(join_then_write)
+        await bob.until_heard("team", "after the join", BOUND)
+        assert bob.texts("team") == ["after the join"]
+
+
+async def test_stay_that_was_over_before_anybody_noticed_is_owed_and_no_more(here):
+    channel = await in_thread(make_group, "team", "alice", "carol")
+    await in_thread(make_users, "bob")
+
+    def stay_for_one_message():
+        bob = Membership.objects.filter(channel=channel, uid="bob")
+        join_by_sql(channel, "bob")
+        append_elsewhere("while bob was there")
+        bob._raw_delete(bob.db)
+        append_elsewhere("after bob left")
+
+    async with Peer(here.url, "bob") as bob, Peer(here.url, "carol") as carol:
+        await in_thread(stay_for_one_message)
+        await carol.until_heard("team", "after bob left", BOUND)
+        await bob.until_heard("team", "while bob was there", BOUND)
+        assert bob.texts("team") == ["while bob was there"]
