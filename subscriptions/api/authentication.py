@@ -1,0 +1,69 @@
+"""Who may call the HTTP API: whoever shows the server's one token (http-api §0)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+
+from django.conf import settings
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.request import Request
+
+
+class ApiClient:
+    """The business back end. There is one; whom it acts for is in the body of its requests."""
+
+    is_authenticated = True
+    is_active = True
+
+
+class ApiTokenAuthentication(BaseAuthentication):
+    """The header `token`, or HTTP Basic with the token as its password and any user name.
+
+    Basic is for clients that can only be given an address (`https://x:TOKEN@host`). Everybody is
+    refused, with 401, while no token is configured.
+    """
+
+    def authenticate(self, request: Request) -> tuple[ApiClient, None]:
+        """The caller. Raises AuthenticationFailed; never lets somebody through unnamed."""
+        expected = settings.WUKONGIM_API_TOKEN.encode()
+        if not expected:
+            raise AuthenticationFailed(
+                "This server has no API token, so its HTTP API is closed. Set WUKONGIM_API_TOKEN."
+            )
+        given = _header_token(request)
+        if given is None:
+            given = _basic_password(request)
+        if given is None:
+            raise AuthenticationFailed("Send the API token in the header `token`.")
+        if not hmac.compare_digest(given, expected):
+            raise AuthenticationFailed("This is not the API token of this server.")
+        return ApiClient(), None
+
+    def authenticate_header(self, request: Request) -> str:
+        """What makes the answer a 401, and a browser ask for a password."""
+        return 'Basic realm="WuKongIM API", charset="UTF-8"'
+
+
+def _header_token(request: Request) -> bytes | None:
+    value = request.META.get("HTTP_TOKEN")
+    return None if value is None else _bytes(value)
+
+
+def _basic_password(request: Request) -> bytes | None:
+    """The password of HTTP Basic, empty when the header is not readable; None without one."""
+    scheme, _, credentials = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        pair = base64.b64decode(_bytes(credentials), validate=True)
+    except binascii.Error:
+        return b""
+    return pair.partition(b":")[2]
+
+
+def _bytes(header: str) -> bytes:
+    """A header's bytes as they came: Django has read them as Latin-1."""
+    return header.encode("latin-1", "replace")
