@@ -16,7 +16,8 @@ def main() -> None:
         # Its text is written for whoever set the environment; the traceback is not.
         if "--traceback" in sys.argv:
             raise
-        sys.exit(f"manage.py: {error}")
+        print(f"manage.py: {error}", file=sys.stderr)  # noqa: T201 - nothing else is set up yet
+        sys.exit(2)  # 1 would mean that a command has looked and found something
 
 
 if __name__ == "__main__":

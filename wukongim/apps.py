@@ -8,4 +8,4 @@ class WukongimConfig(AppConfig):
     verbose_name = "WuKongIM"
 
     def ready(self) -> None:
-        from wukongim import checks  # noqa: F401  # importing registers the checks
+        from wukongim import checks  # noqa: F401 - they register themselves

@@ -1,4 +1,4 @@
-"""The ASGI application: HTTP to Django, sockets to the consumers."""
+"""The ASGI application that a server runs: pages, API and sockets on one port."""
 
 import os
 from typing import Any
@@ -10,8 +10,8 @@ from django.urls import re_path
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "wukongim.settings")
 django_application = get_asgi_application()  # loads the apps, which the imports below need
 
-from messaging.lifespan import lifespan  # noqa: E402
-from messaging.routing import websocket_urlpatterns  # noqa: E402
+from messaging.lifespan import lifespan  # noqa: E402 - the apps are loaded now
+from messaging.routing import websocket_urlpatterns  # noqa: E402 - the same
 
 
 async def refuse(scope: Any, receive: Any, send: Any) -> None:
@@ -24,7 +24,7 @@ async def refuse(scope: Any, receive: Any, send: Any) -> None:
 
 
 # Any: Django's types know views only, not ASGI applications.
-not_found: Any = re_path("", refuse)  # type: ignore[arg-type]
+not_found: Any = re_path("", refuse)  # type: ignore[arg-type]  # see above
 routes: list[Any] = [*websocket_urlpatterns, not_found]
 
 application = ProtocolTypeRouter(

@@ -88,7 +88,10 @@ AUTH_PASSWORD_VALIDATORS = [
     )
 ]
 
+LOGIN_REDIRECT_URL = "/admin/"
+
 LANGUAGE_CODE = "en"
+FORMAT_MODULE_PATH = "wukongim.formats"  # evidence has seconds and says which time it is
 TIME_ZONE = "UTC"
 USE_TZ = True
 
@@ -140,6 +143,11 @@ LOGGING = {
             ],
         },
     },
+    "filters": {
+        "peers_faults": {"()": "wukongim.log_filters.PeersFaults"},
+        "requests": {"()": "wukongim.log_filters.Requests"},
+        "unknown_hosts": {"()": "wukongim.log_filters.UnknownHosts"},
+    },
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "events"}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
     "loggers": {
@@ -148,5 +156,8 @@ LOGGING = {
         "django.server": {"handlers": [], "level": "INFO", "propagate": True},
         # One line a request and one a socket; sessions leave their own, without query strings.
         "uvicorn": {"level": "WARNING"},
+        "uvicorn.error": {"filters": ["peers_faults"]},
+        "django.request": {"filters": ["requests"]},
+        "django.security.DisallowedHost": {"filters": ["unknown_hosts"]},
     },
 }
