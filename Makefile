@@ -25,7 +25,7 @@ run: $(VENV)/.installed  ## install, migrate, make what is missing, serve (HOST=
 	@$(BIN)/python manage.py bootstrap
 	@exec $(BIN)/python manage.py serve --host $(HOST) --port $(PORT)
 
-test: $(VENV)/.installed-dev  ## install, then run all tests (ARGS="-k fence" for some, WORKERS=2)
+test: $(VENV)/.installed-dev  ## install, then run all tests (ARGS="-k lost_binding" for some, WORKERS=2)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(VENV)/.installed-dev  ## style, types, who imports whom, Django's checks, missing migrations
