@@ -76,6 +76,10 @@ class CatchUp:
         self.looks[channel] = task
         return task
 
+    async def looked(self, channel: int) -> None:
+        """Look, and wait for it. A look is shared: whoever is cancelled meanwhile leaves it be."""
+        await asyncio.shield(self.look(channel))
+
     async def _look(self, channel: int) -> None:
         try:
             while True:
@@ -277,7 +281,7 @@ class CatchUp:
             group.head = max(group.head, self.behind[group.channel])
         await self.layer.try_rejoin([group.name for group in groups])
         for group in groups:
-            await self.look(group.channel)
+            await self.looked(group.channel)
         self.behind = self._still_behind()
 
     def _still_behind(self) -> dict[int, int]:

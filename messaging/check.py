@@ -271,7 +271,7 @@ async def repair(node: Node, found: Iterable[Disagreement]) -> list[tuple[Disagr
     if any(each.kind == Kind.DEAF_NODE for each in found):
         await node.remake_layer()
     for channel in {each.channel for each in found if each.channel}:
-        await node.look(channel)
+        await node.catch_up.looked(channel)
     left = {each.identity for each in await _still_there(node, found)}
     return [(each, each.identity not in left) for each in found]
 

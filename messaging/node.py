@@ -300,7 +300,7 @@ class Node:
             self.hub.deliver_unstored(message)
 
     async def _deliver_unstored_later(self, message: StoredMessage) -> None:
-        await self.look(message.channel)
+        await self.catch_up.looked(message.channel)
         self.hub.deliver_unstored(message)
 
     def _heard_membership(self, event: Event) -> None:
@@ -314,7 +314,7 @@ class Node:
         await self.catch_up.rebind({channel: local} if local else {})
         if channel in self.hub.groups:
             await self.layer.try_rejoin([self.hub.groups[channel].name])
-        await self.look(channel)
+        await self.catch_up.looked(channel)
         if found:
             left = check.check_place(self, channel, local)
             mended = [each for each in found if each not in left]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from django.db import OperationalError
 
@@ -101,3 +103,19 @@ async def test_round_has_every_uid_though_half_of_them_go_meanwhile(node, monkey
         await node.tick.check()
     assert asked >= node.hub.by_uid.keys()
     assert registry.mark_checked in node.database.written
+
+
+async def test_step_that_gives_up_waiting_leaves_the_look_to_the_others(node, monkeypatch):
+    answered = asyncio.Event()
+
+    async def slow(channel):
+        await answered.wait()
+
+    monkeypatch.setattr(node.catch_up, "_catch_up", slow)
+    impatient = asyncio.create_task(node.catch_up.looked(1))
+    patient = asyncio.create_task(node.catch_up.looked(1))
+    await asyncio.sleep(0)
+    impatient.cancel()
+    await asyncio.gather(impatient, return_exceptions=True)
+    answered.set()
+    await patient
