@@ -1,6 +1,6 @@
 # `make help` lists what there is. Needs python3 (3.11 or later) with venv, and make.
 .DEFAULT_GOAL := help
-.PHONY: help run test check mutants format lock clean
+.PHONY: help run test test-embedded test-network check mutants faults storm format lock clean
 .NOTPARALLEL:
 # Another project's, perhaps: here there is only one.
 unexport DJANGO_SETTINGS_MODULE
@@ -10,6 +10,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 WORKERS ?= 2
 ARGS ?=
+ON ?= embedded network
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,8 +26,14 @@ run: $(VENV)/.installed  ## install, migrate, make what is missing, serve (HOST=
 	@$(BIN)/python manage.py bootstrap
 	@exec $(BIN)/python manage.py serve --host $(HOST) --port $(PORT)
 
-test: $(VENV)/.installed-dev  ## install, then run all tests (ARGS="-k lost_binding" for some, WORKERS=2)
+test: $(patsubst %,test-%,$(ON))  ## install, then run all tests (ARGS="-k lost_binding" for some, WORKERS=2, ON=embedded or network)
+
+# On SQLite and a layer in memory; then what touches either, on PostgreSQL and Valkey.
+test-embedded: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-network: $(VENV)/.installed-dev
+	TESTS_ON=network $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(VENV)/.installed-dev  ## style, types, who imports whom, Django's checks, missing migrations
 	$(BIN)/ruff check .
@@ -37,7 +44,13 @@ check: $(VENV)/.installed-dev  ## style, types, who imports whom, Django's check
 	$(BIN)/python manage.py makemigrations --check --dry-run
 
 mutants: $(VENV)/.installed-dev  ## switch off one safeguard after another: the tests must notice each
-	$(BIN)/python tests/mutants.py
+	$(BIN)/python tests/mutants.py $(ARGS)
+
+faults: $(VENV)/.installed-dev  ## break three servers in every way there is, and judge what is heard (ARGS="--list")
+	$(BIN)/python -m tests.faults $(ARGS)
+
+storm: $(VENV)/.installed-dev  ## half an hour of everything at random
+	$(BIN)/python -m tests.faults --storm 1800 $(ARGS)
 
 format: $(VENV)/.installed-dev  ## put the code into its layout
 	$(BIN)/ruff check --fix .

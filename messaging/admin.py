@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.db.models import QuerySet
@@ -18,13 +18,40 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from messaging import registry
-from messaging.models import Device, Message, Node, Session
+from messaging.models import Device, Message, Node, RefusedSend, Session
+from messaging.protocol.reasons import Reason
 from subscriptions.admin_parts import PageAdmin, ReadOnly, ago, at, with_icon
 
 DEVICES = {0: _("app"), 1: _("web"), 2: _("desktop"), 99: _("system")}
 """The device flags that a client can connect with."""
+REASONS = {reason.value: reason.wire_name for reason in Reason}
 PREVIEW = 4_000
 """Characters of a payload that its page shows: some eighty lines."""
+
+
+class NamedFilter(admin.AllValuesFieldListFilter):
+    """The numbers that there are, by their names."""
+
+    names: ClassVar[Mapping[int, Any]]
+
+    def choices(self, changelist: Any) -> Iterator[Any]:
+        """Numbers as words; "All" stays."""
+        names = {str(number): name for number, name in self.names.items()}
+        for choice in super().choices(changelist):
+            shown = str(choice["display"])
+            yield {**choice, "display": names.get(shown, shown)}
+
+
+class DeviceFilter(NamedFilter):
+    """Device flags."""
+
+    names = DEVICES
+
+
+class ReasonFilter(NamedFilter):
+    """Reasons of refusals."""
+
+    names = REASONS
 
 
 @admin.register(Message)
@@ -105,15 +132,32 @@ def _cut(text: str) -> str:
     return Truncator(text).chars(PREVIEW)
 
 
-class DeviceFilter(admin.AllValuesFieldListFilter):
-    """The device flags that there are, by their names."""
+@admin.register(RefusedSend)
+class RefusedSendAdmin(ReadOnly, PageAdmin):
+    """Sends that were refused, the newest of them, each with the reason its sender was told."""
 
-    def choices(self, changelist: Any) -> Iterator[Any]:
-        """Numbers as words; "All" stays."""
-        names = {str(flag): name for flag, name in DEVICES.items()}
-        for choice in super().choices(changelist):
-            shown = str(choice["display"])
-            yield {**choice, "display": names.get(shown, shown)}
+    channel_lookup = ""
+    list_display = [at("at", _("when")), "sender", "place", "why", "client_msg_no", "unwritten"]
+    list_display_links = ["sender"]
+    list_filter = [("reason", ReasonFilter)]
+    search_fields = ["sender__startswith", "channel_id__startswith", "client_msg_no__exact",
+                     "session_id__exact"]  # fmt: skip
+    search_help_text = _(
+        "The beginning of a sender or channel id, TYPE:ID, a client message no. or a session's id."
+    )
+    ordering = ["-id"]
+    fields = ["at", "sender", "place", "why", "client_msg_no", "session_id", "unwritten"]
+    readonly_fields = ["place", "why"]
+
+    @admin.display(description=_("channel"), ordering="channel_id")
+    def place(self, refused: RefusedSend) -> str:
+        """TYPE:ID, whether or not there is one."""
+        return str(refused.channel)
+
+    @admin.display(description=_("reason"), ordering="reason")
+    def why(self, refused: RefusedSend) -> str:
+        """The code and its name."""
+        return f"{refused.reason} {REASONS.get(refused.reason, '')}".strip()
 
 
 @admin.register(Device)

@@ -63,7 +63,7 @@ class Answers:
             wanted = [each for each in found if not request.kinds or each.kind in request.kinds]
             answers = [(each, False) for each in wanted]
             if request.repair and wanted:
-                answers = await check.repair(node, wanted)
+                answers = [each async for each in check.repair(node, wanted)]
             await node.database.write(audits.write_answer, request, node.id, answers, checked)
         except Exception as error:
             await node.database.write(audits.write_failure, request, node.id, repr(error))

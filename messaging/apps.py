@@ -15,9 +15,13 @@ class MessagingConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from messaging import checks, doorbell, registry, storage  # noqa: F401 - checks register themselves
+        from messaging import checks, doorbell, registry, storage, witness  # noqa: F401 - checks register themselves
         from subscriptions import live, signals
 
-        live.register(live.Provider(registry.live_sessions, registry.node_views, storage.check))
+        live.register(
+            live.Provider(
+                registry.live_sessions, registry.node_views, storage.check, witness.testify
+            )
+        )
         signals.membership_changed.connect(doorbell.ring_membership)
         signals.audit_requested.connect(doorbell.ring_audit)

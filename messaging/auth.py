@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import transaction
+from django.db.models.functions import Now
 
 from messaging import doorbell, registry
 from messaging.conf import conf
@@ -17,8 +18,6 @@ from messaging.protocol.reasons import Reason
 from subscriptions.bindings import SYSTEM_UID, ChannelKey, ChannelType
 from subscriptions.models import Channel
 from subscriptions.selectors import is_channel
-
-MASTER = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +68,7 @@ def open_session(session: Session, token: str) -> tuple[Admission, datetime | No
     A token that was replaced, or a ban, since the first look would otherwise leave a session that
     nobody sends away: whoever replaces a token sends away those whose rows there are.
     """
+    registry.hold_device(session.uid, session.device_flag)
     admission = admit(session.uid, session.device_flag, token)
     if admission.reason != Reason.SUCCESS:
         return admission, None
@@ -79,10 +79,14 @@ def open_session(session: Session, token: str) -> tuple[Admission, datetime | No
 @transaction.atomic
 def set_token(uid: str, token: str, device_flag: int, device_level: int) -> None:
     """Give a uid's kind of device its token. A master's new token ends its present sessions."""
-    Device.objects.update_or_create(
+    registry.hold_device(uid, device_flag)
+    device, _ = Device.objects.update_or_create(
         uid=uid,
         flag=device_flag,
         defaults={"token_hash": hash_token(token), "level": device_level},
     )
-    if device_level == MASTER and registry.kick_sessions(uid, device_flag, "login in other device"):
+    Device.objects.filter(pk=device.pk).update(updated_at=Now())  # the database's clock, not ours
+    if device_level == registry.MASTER and registry.kick_sessions(
+        uid, device_flag, registry.OTHER_DEVICE
+    ):
         transaction.on_commit(lambda: doorbell.ring_kick(uid))

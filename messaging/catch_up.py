@@ -11,23 +11,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from django.db import DatabaseError
 
+from messaging import metrics
 from messaging.conf import conf
 from messaging.database import DatabaseThreads
 from messaging.hub import Hub, LiveSession
 from messaging.layer import NodeLayer
-from messaging.log import heads_after, highest_seqs, last_message_mark, read_range
+from messaging.message_table import heads_after, highest_seqs, message_mark, read_range
 from subscriptions.audit import Disagreement, Kind
 from subscriptions.bindings import Changes
+from subscriptions.marks import Mark, lowest
 from subscriptions.selectors import (
+    change_mark,
     changes_after,
     changes_of,
     changes_since,
     heads,
-    last_change_id,
     memberships_of,
 )
 
@@ -36,8 +39,12 @@ logger = logging.getLogger(__name__)
 REREADS = 5
 """Times a rebind reads a channel again that changes under it; then the next check is due anyway."""
 
-HEADS_A_SLICE = 1_000
-"""Channels whose heads one sweep reads at least, whatever its marks say: about 5 ms of SQLite."""
+CHANNELS_A_PART, UIDS_A_PART = 25, 5_000
+"""Places that are bound anew at once, while no sweep runs: about 20 ms."""
+
+HEADS_A_SLICE = 50
+"""Channels whose heads one sweep reads at least, whatever its marks say: with 10 bindings each
+about 1 ms."""
 
 
 class CatchUp:
@@ -53,15 +60,16 @@ class CatchUp:
         self._again: set[int] = set()
         self._slots = asyncio.Semaphore(self.conf.database_threads)
         self._sweeping = asyncio.Lock()
-        self._change_mark = 0
+        self._change_mark = Mark()
+        self._owed: dict[int, int] = {}
         self._swept: dict[int, int] = {}
-        self._message_mark = 0
+        self._message_mark = Mark()
         self._turn = 0
 
     async def start(self) -> None:
         """Sweep from here on: sessions that come read what was before."""
-        self._change_mark = await self.database.read(last_change_id)
-        self._message_mark = await self.database.read(last_message_mark)
+        self._change_mark = await self.database.read(change_mark)
+        self._message_mark = await self.database.read(message_mark)
 
     # --- looks -------------------------------------------------------------------------------
 
@@ -102,6 +110,7 @@ class CatchUp:
             messages = await self.database.read(
                 read_range, channel, group.key, after, upto, self.conf.fetch_page
             )
+            metrics.count_fetched(messages)
             if len(messages) == self.conf.fetch_page:
                 upto = messages[-1].seq
             if messages and self.hub.unjudged(channel, messages[-1].version):
@@ -146,8 +155,13 @@ class CatchUp:
 
         The sweep comes after the reads: it binds whoever has just joined, so that a session
         without a position afterwards has lost it. A channel that changed between both is read
-        again. Sessions that connect meanwhile have read more than this.
+        again. Sessions that connect meanwhile have read more than this. Many places are done a part
+        at a time, and between two of them whoever waits for a sweep gets it; none are a sweep.
         """
+        for part in _parts(places):
+            await self._rebind_part(part)
+
+    async def _rebind_part(self, places: Mapping[int, Sequence[str]]) -> None:
         async with self._sweeping:
             released = self.hub.released()
             settled = {uid: self.hub.settled(uid) for named in places.values() for uid in named}
@@ -162,24 +176,22 @@ class CatchUp:
     ) -> dict[int, Sequence[str]]:
         """Those of `places` that changed under the reading, and were let be."""
         marks = self.hub.marks(places)
+        uids = {uid for named in places.values() for uid in named}
         expected = {
-            (channel, each.uid): each
-            for channel, named in places.items()
-            for each in await self.database.read(memberships_of, named, channel)
+            (each.channel, each.uid): each
+            for each in await self.database.read(memberships_of, uids, list(places))
         }
-        pages = {
-            channel: await self.database.read(changes_of, channel, named)
-            for channel, named in places.items()
-        }
+        pages = await self.database.read(changes_of, places)
         logged = await self.database.read(highest_seqs, list(pages)) if pages else {}
         self._swept.clear()
         await self._read_changes()
         changed = {}
-        for channel, page in pages.items():
+        for channel, named in places.items():
+            page = pages.get(channel)
             if page is not None and page.version < self._swept.get(channel, 0):
-                changed[channel] = places[channel]
+                changed[channel] = named
                 continue
-            for uid in places[channel]:
+            for uid in named:
                 live = [each for each in settled[uid] if each.id in self.hub.sessions]
                 if page is None:
                     self._unbind(live, channel)
@@ -195,16 +207,27 @@ class CatchUp:
             self.hub.unbind(session, channel)
 
     async def _read_changes(self) -> None:
-        limit = self.conf.change_page
-        while rows := await self.database.read(changes_after, self._change_mark, limit):
+        await self._sweep_owed()
+        more = True
+        while more:
+            rows, self._change_mark, more = await self.database.read(
+                changes_after, self._change_mark, self.conf.change_page
+            )
             for channel, floor in self._concerned(rows).items():
-                try:
-                    await self._sweep_channel(channel, floor)
-                except DatabaseError:
-                    raise  # the mark stays, and the next sweep reads these lines again
-                except Exception:
-                    logger.exception("sweep.failed", extra={"channel_pk": channel})
-            self._change_mark = rows[-1][0]
+                self._owed[channel] = min(floor, self._owed.get(channel, floor))
+            await self._sweep_owed()
+
+    async def _sweep_owed(self) -> None:
+        """Sweep the channels whose lines were read. Whoever is cut short has done what he has done:
+        the next sweep goes on with the rest."""
+        for channel, floor in list(self._owed.items()):
+            try:
+                await self._sweep_channel(channel, floor)
+            except DatabaseError:
+                raise
+            except Exception:
+                logger.exception("sweep.failed", extra={"channel_pk": channel})
+            del self._owed[channel]
 
     async def _sweep_channel(self, channel: int, floor: int) -> None:
         group = self.hub.groups.get(channel)
@@ -215,7 +238,7 @@ class CatchUp:
             self._swept[channel] = page.newest
         self.look(channel)
 
-    def _concerned(self, rows: Iterable[tuple[int, int, str, int]]) -> dict[int, int]:
+    def _concerned(self, rows: Iterable[tuple[Any, ...]]) -> dict[int, int]:
         """{channel: version to read from} of changes in channels or of uids that are here."""
         concerned: dict[int, int] = {}
         for _, channel, uid, version in rows:
@@ -231,9 +254,8 @@ class CatchUp:
         A doorbell may still be under way, so they get a moment; what is behind after it was
         missed, and its group is joined again: a lost place in the layer looks just like this.
         """
-        mark, found = await self.database.read(heads_after, self._message_mark)
+        found, self._message_mark = await self.database.read(heads_after, self._message_mark)
         self.behind |= found
-        self._message_mark = mark
         await self.find_behind(self._slice())
         holes = [self._hole(channel, head) for channel, head in self.behind.items()]
         await self.fetch_behind()
@@ -248,9 +270,12 @@ class CatchUp:
             if self.hub.unjudged(channel, version):
                 self.look(channel)
         self.behind |= {channel: head for channel, (head, _) in now.items()}
-        if self._still_behind():
-            await asyncio.sleep(self.conf.behind_grace)
         self.behind = self._still_behind()
+        if self.behind:
+            await asyncio.sleep(self.conf.behind_grace)
+            still = self._still_behind()
+            # Whoever is being fetched for is behind, and yet has missed no doorbell.
+            self.behind = {c: head for c, head in still.items() if c not in self.looks}
 
     async def find_ahead(self, channels: Iterable[int]) -> None:
         """Note in `ahead` who claims more of these channels than the database has."""
@@ -271,17 +296,18 @@ class CatchUp:
 
     async def _lower_marks(self) -> None:
         """The database may have been restored: what gets the same numbers again must be swept."""
-        self._change_mark = min(self._change_mark, await self.database.read(last_change_id))
-        self._message_mark = min(self._message_mark, await self.database.read(last_message_mark))
+        self._change_mark = lowest(self._change_mark, await self.database.read(change_mark))
+        self._message_mark = lowest(self._message_mark, await self.database.read(message_mark))
 
     async def fetch_behind(self) -> None:
         """Fetch for all that is noted in `behind`, and join those groups again."""
         groups = [self.hub.groups[channel] for channel in self.behind if channel in self.hub.groups]
         for group in groups:
             group.head = max(group.head, self.behind[group.channel])
-        await self.layer.try_rejoin([group.name for group in groups])
-        for group in groups:
-            await self.looked(group.channel)
+        self.layer.rejoin_soon(group.name for group in groups)
+        looks = [self.look(group.channel) for group in groups]
+        if looks:  # as many at a time as there are readers; whoever waits here cancels none
+            await asyncio.wait(looks)
         self.behind = self._still_behind()
 
     def _still_behind(self) -> dict[int, int]:
@@ -307,3 +333,19 @@ class CatchUp:
             from_seq=min(session.heard.get(channel, 0) for session in sessions) + 1,
             to_seq=head,
         )
+
+
+def _parts(places: Mapping[int, Sequence[str]]) -> Iterator[dict[int, Sequence[str]]]:
+    """The places in parts of a bounded size, at least one; a channel with very many uids is in
+    several."""
+    part: dict[int, Sequence[str]] = {}
+    uids = 0
+    for channel, named in places.items():
+        for start in range(0, len(named), UIDS_A_PART):
+            part[channel] = named[start : start + UIDS_A_PART]
+            uids += len(part[channel])
+            if len(part) >= CHANNELS_A_PART or uids >= UIDS_A_PART:
+                yield part
+                part, uids = {}, 0
+    if part or not places:
+        yield part

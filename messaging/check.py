@@ -6,15 +6,25 @@ The same two run in the tick, and for every audit.
 
 from __future__ import annotations
 
+import asyncio
 import zlib
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from messaging import registry
-from messaging.hub import Group, LiveSession
+from messaging.catch_up import CHANNELS_A_PART
+from messaging.hub import LiveSession
 from subscriptions import audit
-from subscriptions.audit import Disagreement, GroupView, Kind, SessionView
+from subscriptions.audit import Disagreement, Kind
 from subscriptions.bindings import ChannelKey, Expected
 from subscriptions.selectors import digest, digests, find_channel, memberships_of
 
@@ -27,8 +37,6 @@ NOWHERE = 0
 UIDS_A_PAGE = 500
 """Uids of one statement: SQLite takes 32,766 parameters, and a page reports its progress."""
 
-Held = TypeVar("Held")
-View = TypeVar("View")
 Progress = Callable[[int, int], Awaitable[None]]
 """(uids done, of how many)."""
 
@@ -68,15 +76,23 @@ def resolve(scopes: Iterable[dict[str, str]]) -> list[Scope]:
 def check_memory(node: Node, turn: int = 0, slices: int = 1) -> list[Disagreement]:
     """The hub's two tables and positions against each other: this turn's share of the sessions
     and of the groups. `slices` turns in a row have all of them."""
-    turn %= slices
     hub = node.hub
     sessions = [s for s in hub.sessions.values() if zlib.crc32(s.id.encode()) % slices == turn]
-    groups = [_group_view(group) for group in hub.groups.values() if group.channel % slices == turn]
+    groups = [group for group in hub.groups.values() if group.channel % slices == turn]
     found = check_registered(node) + check_tables(node, sessions)
-    strays = audit.compare_group_tables(
-        groups, lambda session: _view(_session_view, hub.sessions.get(session))
-    )
+    strays = audit.compare_group_tables(groups, hub.sessions)
     return found + [_with_range(node, each) for each in strays]
+
+
+def _check_tables_of(
+    node: Node, uids: Collection[str], channels: Collection[int]
+) -> list[Disagreement]:
+    """The same of these uids' sessions and these channels' groups alone."""
+    hub = node.hub
+    sessions = [each for uid in uids for each in hub.by_uid.get(uid, {}).values()]
+    groups = [hub.groups[channel] for channel in channels if channel in hub.groups]
+    found = check_registered(node) + check_tables(node, sessions)
+    return [*found, *audit.compare_group_tables(groups, hub.sessions)]
 
 
 def check_registered(node: Node) -> list[Disagreement]:
@@ -95,25 +111,8 @@ def check_registered(node: Node) -> list[Disagreement]:
 
 def check_tables(node: Node, sessions: Iterable[LiveSession]) -> list[Disagreement]:
     """The tables of these sessions against the groups'."""
-    groups = node.hub.groups
-    found = audit.compare_session_tables(
-        map(_session_view, sessions), lambda channel: _view(_group_view, groups.get(channel))
-    )
+    found = audit.compare_session_tables(sessions, node.hub.groups)
     return [_with_range(node, each) for each in found]
-
-
-def _session_view(session: LiveSession) -> SessionView:
-    """The tables as they are; copies nothing."""
-    return SessionView(session.id, session.uid, session.bindings.keys(), session.heard.keys())
-
-
-def _group_view(group: Group) -> GroupView:
-    """The tables as they are; copies nothing."""
-    return GroupView(group.channel, group.sessions.keys(), group.bindings.keys())
-
-
-def _view(make: Callable[[Held], View], held: Held | None) -> View | None:
-    return None if held is None else make(held)
 
 
 def check_place(node: Node, channel: int, uids: Iterable[str]) -> list[Disagreement]:
@@ -129,8 +128,11 @@ def check_place(node: Node, channel: int, uids: Iterable[str]) -> list[Disagreem
     return found
 
 
-def check_layer(node: Node) -> list[Disagreement]:
-    """Which groups of the hub the layer does not deliver here."""
+def check_layer(node: Node, turn: int = 0, slices: int = 1) -> list[Disagreement]:
+    """Which groups of the hub the layer does not deliver here: all of them, once in `slices` turns,
+    since telling all names takes about as long as telling some."""
+    if turn:
+        return []
     subscribed = node.layer.subscribed()
     if subscribed is None:
         return []
@@ -251,15 +253,36 @@ def check_behind(node: Node) -> list[Disagreement]:
 
 
 async def check_hearing(node: Node) -> list[Disagreement]:
-    """Whether this node hears what it sends itself, now."""
+    """Whether this node hears what it sends itself, now, and the others, as of its last round."""
     if await node.hears_itself():
-        return []
+        return node.peers.check()
     return [Disagreement(Kind.DEAF_NODE, "probe", memberships=len(node.hub.by_uid))]
 
 
-async def repair(node: Node, found: Iterable[Disagreement]) -> list[tuple[Disagreement, bool]]:
-    """Mend each of `found` from the truth; says of each whether it is gone afterwards."""
-    found = list(found)
+async def repair(
+    node: Node, found: Iterable[Disagreement]
+) -> AsyncIterator[tuple[Disagreement, bool]]:
+    """Mend each of `found` from the truth; says of each whether it is gone afterwards.
+
+    It goes on a part at a time: whoever has no more time for the rest has mended what was said.
+    """
+    for part in _parts(found):
+        for repaired in await _repair(node, part):
+            yield repaired
+
+
+def _parts(found: Iterable[Disagreement]) -> Iterator[list[Disagreement]]:
+    """Those of a few channels at a time; what is about no channel comes first."""
+    by_channel: dict[int, list[Disagreement]] = {}
+    for each in found:
+        by_channel.setdefault(each.channel or NOWHERE, []).append(each)
+    channels = sorted(by_channel)
+    for start in range(0, len(channels), CHANNELS_A_PART):
+        part = channels[start : start + CHANNELS_A_PART]
+        yield [each for channel in part for each in by_channel[channel]]
+
+
+async def _repair(node: Node, found: list[Disagreement]) -> list[tuple[Disagreement, bool]]:
     bindings = [each for each in found if each.kind in BINDING_KINDS and each.reason != "layer"]
     await _repair_bindings(node, bindings)
     lost = [each.channel for each in found if each.reason == "layer" and each.channel]
@@ -268,10 +291,10 @@ async def repair(node: Node, found: Iterable[Disagreement]) -> list[tuple[Disagr
     await _repair_sessions(node, found)
     if any(each.kind == Kind.BINDING_BEHIND for each in found):
         await node.catch_up.fetch_behind()
-    if any(each.kind == Kind.DEAF_NODE for each in found):
+    if any(each.kind == Kind.DEAF_NODE and each.reason != "peer" for each in found):
         await node.remake_layer()
-    for channel in {each.channel for each in found if each.channel}:
-        await node.catch_up.looked(channel)
+    channels = {each.channel for each in found if each.channel}
+    await asyncio.gather(*(node.catch_up.looked(channel) for channel in channels))
     left = {each.identity for each in await _still_there(node, found)}
     return [(each, each.identity not in left) for each in found]
 
@@ -308,8 +331,9 @@ async def _still_there(node: Node, found: list[Disagreement]) -> list[Disagreeme
     left: list[Disagreement] = []
     if kinds & set(BINDING_KINDS):
         uids = {each.uid for each in found if each.uid}
-        left += check_memory(node) + check_layer(node)
-        await node.catch_up.find_ahead({each.channel for each in found if each.channel})
+        channels = {each.channel for each in found if each.channel}
+        left += _check_tables_of(node, uids, channels) + check_layer(node)
+        await node.catch_up.find_ahead(channels)
         left += check_ahead(node)
         left += await check_memberships(node, uids)
     if kinds & {Kind.UNREGISTERED_SESSION, Kind.DEAD_SESSION}:

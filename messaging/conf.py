@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from messaging.protocol.jsonrpc import PAYLOAD_BYTES
+from messaging.protocol.jsonrpc import PAYLOAD_BYTES, POSITIONS
 from subscriptions.conf import OR_ZERO, read
 
 STEPS = ("beat", "sweep", "check", "probe", "sessions")
@@ -40,6 +40,10 @@ class MessagingConf:
     lag_messages: int = 10_000
     """A session this far behind is asked to come back: it pulls history faster than we push."""
 
+    resume_positions: int = field(default=POSITIONS, metadata=OR_ZERO)
+    """Positions that a connect may name: as many as the memberships of a heavy user. 1,000 × 128
+    bytes is a first frame of 128 KB, read in 8 ms; two statements whatever they are. 0: none."""
+
     in_flight: int = 64
     """Sends of one session that wait for the log; then its frames wait in the kernel. 64 × 64 KiB
     = 4 MiB a session at worst."""
@@ -58,10 +62,23 @@ class MessagingConf:
     """Changes of a channel that one read returns."""
 
     publish_queue: int = 10_000
-    """Doorbells that wait for the layer. Full: dropped and counted; the tick finds the message."""
+    """Doorbells that wait for the layer: 0.3 s of Redis (76,000/s), 10 MiB at 1 KiB each, 640 MiB
+    at worst. Full: dropped and counted; the tick finds the message."""
 
     layer_seconds: float = 2.0
     """Time one call of the channel layer may take before it is given up: the tick's own period."""
+
+    refusals_a_minute: int = 600
+    """Refused sends that a process writes down in a minute, in one transaction a second: 10 a
+    second are nothing beside 4,000 messages. More are counted on the last row that was."""
+
+    refusals_a_minute_of_one: int = 30
+    """Of those, from one sender: who is refused twenty times over does not crowd out twenty
+    others."""
+
+    refusals_kept: int = 100_000
+    """Rows of refused sends that are kept, the newest: about 30 MB, and three hours at the most
+    that one process writes."""
 
     tick_seconds: float = 2.0
     """Period of the tick, ± 10 %. With `behind_grace` a lost doorbell is mended within 3 s."""
@@ -81,8 +98,15 @@ class MessagingConf:
     lease_seconds: float = 20.0
     """A node that has not renewed for ten ticks is gone."""
 
-    answer_seconds: float = 0.5
-    """How often a node looks for audits. No switch turns it off."""
+    drain_seconds: float = field(default=6.0, metadata=OR_ZERO)
+    """Time over which a node that ends asks its sessions to come back. 10,000 sessions / 6 s =
+    1,700 connects a second for the others. The worst end takes 6 + 5 (last words) + 3 (requests) +
+    2 (log) + 1 (refusals) + 4 × 2 (layer, rows, lease, threads) = 25 s of the 28 that it has; at
+    most 8, so that another second is left."""
+
+    answer_seconds: float = 2.0
+    """How often a node looks for audits that nobody rang for: as often as the tick. No switch
+    turns it off."""
 
     probe_misses: int = 3
     """Probes that may be lost before the layer's connection is remade: 3 × 2 s."""

@@ -15,8 +15,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -24,7 +24,7 @@ from channels.consumer import AsyncConsumer
 from django.conf import settings
 from django.db import DatabaseError
 
-from messaging import auth, registry
+from messaging import auth, metrics, resume
 from messaging.conf import conf
 from messaging.encoding import draft_of
 from messaging.hub import LiveSession
@@ -47,7 +47,9 @@ from messaging.protocol.packets import (
     Header,
     Ping,
     Pong,
+    Position,
     RecvAck,
+    Resumed,
     Send,
     SendAck,
 )
@@ -59,8 +61,11 @@ SERVER_VERSION = 5
 """The newest protocol version this server speaks (protocol §2.2)."""
 
 FIRST_FRAME_BYTES = 1 << 14
-"""Largest frame of somebody who is not known yet: a connect with the longest token is a tenth of
-it, and reading one costs nobody anything."""
+"""Largest frame of somebody who is not known yet, but for positions: a connect with the longest
+token is a tenth of it, and reading one costs nobody anything."""
+
+POSITION_BYTES = 128
+"""And for each position that it may have: one with a channel id of 32 characters takes 90."""
 
 FLUSH_SECONDS = 2.0
 """How long a last word may take to leave before the socket is closed (WuKongIM: 2 s)."""
@@ -87,6 +92,7 @@ WORDS = {
     1001: "going away",
     1005: "gone without a word",
     1006: "gone without a word",
+    1011: "internal_error",
     1012: "restarting",
 }
 """Why a session ended, for the codes that a server hands on (RFC 6455 §7.4.1). 1005 is a close
@@ -133,9 +139,9 @@ class MessagingConsumer(AsyncConsumer):
 
     async def _serve(self) -> None:
         self.node = await start_with_session()
-        if self.node.draining:
-            raise Closed(CloseCode.RESTARTING)
+        self._require_room()
         connect, rest = await self._first_packet()
+        self._require_room()
         await self._admit(connect)
         self.outbox = Outbox(self._write, self._has_room)
         self.port = Port(self.outbox)
@@ -149,19 +155,27 @@ class MessagingConsumer(AsyncConsumer):
         except (Closed, Gone) as end:
             because = end.because
             raise
+        except asyncio.CancelledError:  # daphne does this to whoever is connected when it stops
+            because = CloseCode.RESTARTING.name.lower()
+            raise
         finally:
             if self.leaving is not None:
                 because = self.leaving.name.lower()
             await asyncio.shield(self._forget(because))
+
+    def _require_room(self) -> None:
+        """Whoever comes to a node that sessions are leaving is asked to come back elsewhere."""
+        if self.node.turns_away is not None:
+            raise Closed(self.node.turns_away)
 
     async def _first_packet(self) -> tuple[Connect, list[ClientPacket]]:
         """The connect, and what came behind it in the same frame. Anything else closes (§0.4)."""
         try:
             async with asyncio.timeout(conf().first_frame_seconds):
                 frame = await self._frame()
-            if len(frame) > FIRST_FRAME_BYTES:
+            if len(frame) > FIRST_FRAME_BYTES + POSITION_BYTES * conf().resume_positions:
                 raise Closed(CloseCode.POLICY_VIOLATION)
-            packets = jsonrpc.decode(frame, conf().payload_bytes)
+            packets = self._decode(frame)
         except TimeoutError:
             raise Closed(CloseCode.CONNECT_TIMEOUT) from None
         except ProtocolFault:
@@ -200,6 +214,7 @@ class MessagingConsumer(AsyncConsumer):
         try:
             yield
         except DatabaseError:
+            metrics.DATABASE_ERRORS["connect"].inc()
             logger.exception("database.failed")
             raise Closed(CloseCode.TRY_AGAIN) from None
 
@@ -223,32 +238,40 @@ class MessagingConsumer(AsyncConsumer):
             self.session = LiveSession(self.row.id, connect.uid, self.port, opened_at)
             self.node.hub.register(self.session)
             self.writer = asyncio.create_task(self._write_outbox(), name="session-writer")
-            bindings = await self.bind_memberships()
-        if self.node.draining:
-            raise Closed(CloseCode.RESTARTING)
+            resumed = await self.bind_memberships(connect.positions)
+        self._require_room()
         self.node.members[self.row.id] = self
-        self.outbox.open(jsonrpc.encode(self._connack(connect)))
+        self.outbox.open(jsonrpc.encode(self._connack(connect, resumed)))
+        self.node.catch_up_session(self.session)
         self.node.errand(self.node.confirm(self.session))
+        bindings = len(self.session.bindings)
         logger.info("session.opened", extra={**self._who, "bindings": bindings})
+        metrics.OPENED.inc()
 
-    async def bind_memberships(self) -> int:
-        """Map each membership of the uid onto its group: the binding by which he hears."""
-        return await self.node.bind_memberships(self.session)
+    async def bind_memberships(
+        self, positions: Sequence[Position] | None = None
+    ) -> tuple[Resumed, ...] | None:
+        """Map each membership of the uid onto its group: the binding by which he hears. Answers
+        the positions that the client named, if it did."""
+        claims = resume.claims_of(self.session.uid, positions or ())
+        starts = await self.node.bind_memberships(self.session, claims)
+        return None if positions is None else resume.answers(claims, starts)
 
-    def _connack(self, connect: Connect) -> ConnAck:
+    def _connack(self, connect: Connect, resumed: tuple[Resumed, ...] | None) -> ConnAck:
         now = time.time_ns() // 1_000_000
         return ConnAck(
             request_id=connect.request_id,
             server_version=min(connect.version or SERVER_VERSION, SERVER_VERSION),
             time_diff=now - connect.client_timestamp if connect.client_timestamp else 0,
             node_id=self.node.id,
+            positions=resumed,
         )
 
     async def _read(self) -> NoReturn:
         """Take frames until the session is closed, by whichever side."""
         while True:
             try:
-                packets = jsonrpc.decode(await self._frame(), conf().payload_bytes)
+                packets = self._decode(await self._frame())
                 fault = None
             except ProtocolFault as caught:
                 packets, fault = list(caught.packets), caught
@@ -268,6 +291,9 @@ class MessagingConsumer(AsyncConsumer):
         if len(frame) > conf().frame_bytes:
             raise Closed(CloseCode.MESSAGE_TOO_BIG)
         return frame
+
+    def _decode(self, frame: bytes) -> list[ClientPacket]:
+        return jsonrpc.decode(frame, conf().payload_bytes, conf().resume_positions)
 
     async def _answer_fault(self, fault: ProtocolFault) -> None:
         reply = ErrorReply(fault.request_id, fault.fault.reason, fault.fault.text)
@@ -298,6 +324,9 @@ class MessagingConsumer(AsyncConsumer):
             self._refuse(send, Reason.CHANNEL_ID_ERROR)
             return
         await self.in_flight.acquire()
+        if self.leaving is not None:  # nobody would hear the answer: they send it again elsewhere
+            self.in_flight.release()
+            return
         future = self.node.log.submit(draft)
         future.add_done_callback(lambda done: self._acknowledge(send, done))
 
@@ -328,18 +357,28 @@ class MessagingConsumer(AsyncConsumer):
             self.close_soon(CloseCode.KICKED)
 
     def close_soon(self, code: CloseCode) -> None:
-        """Close once what waits has left, at most after FLUSH_SECONDS."""
+        """Close once every send has its answer and what waits has left: FLUSH_SECONDS each."""
         if self.closing is None:
             self.leaving = code
             self.closing = self.node.errand(self._flush_and_close(code))
 
     async def _flush_and_close(self, code: CloseCode) -> None:
+        """Taking every slot for sends is waiting for the answers, and keeps others from coming."""
+        taken = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_SECONDS):
+                while taken < conf().in_flight:
+                    await self.in_flight.acquire()
+                    taken += 1
         await self.outbox.flush(FLUSH_SECONDS)
         await self._close(code)
+        for _ in range(taken):  # a reader that waits for one goes on, and hears of the close
+            self.in_flight.release()
 
     def attend(self, now: float) -> None:
         """Once a tick: re-send, give up, and close a session that has gone silent."""
         for message_id in self.port.resend(now):
+            metrics.GIVEN_UP.inc()
             logger.warning("message.unacknowledged", extra={**self._who, "message_id": message_id})
         if now - self.heard_at > conf().idle_seconds:
             self.close_soon(CloseCode.IDLE)
@@ -386,11 +425,12 @@ class MessagingConsumer(AsyncConsumer):
             self.node.hub.forget(self.session)
             self.node.members.pop(self.row.id, None)
             logger.info("session.closed", extra={**self._who, "because": because})
+            metrics.count_closed(because)
         if hasattr(self, "writer"):
             self.writer.cancel()
             await asyncio.gather(self.writer, return_exceptions=True)
         self.gone.set()
-        await self.node.database.write(registry.close_session, self.row.id, because)
+        await self.node.close_row(self.row.id, because)
 
     @property
     def _address(self) -> str:

@@ -128,6 +128,7 @@ class Hub:
         self._released: dict[tuple[int, str], int] = {}
         self._needs = needs
         self._encode = encode
+        self.deliveries = {"doorbell": 0, "fetched": 0, "unstored": 0}  # since they were counted
 
     # --- sessions and bindings ---------------------------------------------------------------
 
@@ -166,6 +167,14 @@ class Hub:
         session.bindings[channel] = group
         session.heard.setdefault(channel, position)
 
+    def begin_behind(self, session: LiveSession, channel: int, head: int) -> None:
+        """Let a bound session that is below `head` begin as one that lags: what lies between is
+        fetched at its own pace, once its node lets it catch up."""
+        group = self.groups[channel]
+        group.head = max(group.head, head)
+        if session.heard.get(channel, head) < head:
+            session.lagging.add(channel)
+
     def rebind(
         self, sessions: Iterable[LiveSession], channel: int, page: Changes,
         expected: Expected | None,
@@ -182,7 +191,7 @@ class Hub:
             binding = max(granted, self._held(session, channel) or granted, key=VERSION)
             position = session.heard.get(channel)
             if position is None:
-                if self._released.get((channel, session.id), 0) >= binding.version:
+                if self._released.get((channel, session.id), -1) >= binding.version:
                     continue  # it left since `page` was read
                 position = self._lost_position(session, binding, expected)
             if binding.end is not None and binding.end <= position:
@@ -343,11 +352,15 @@ class Hub:
             return
         group.head = max(group.head, message.seq)
         fanout = Fanout(message, self._encode)
-        incomplete = False
+        delivered, incomplete = 0, False
         for session in list(group.sessions.values()):
             if group.channel not in session.lagging:
                 offer = self._offer(session, group, fanout)
-                incomplete |= offer in (Offer.HOLE, Offer.UNJUDGED)
+                if offer is Offer.DELIVERED:
+                    delivered += 1
+                elif offer in (Offer.HOLE, Offer.UNJUDGED):
+                    incomplete = True
+        self.deliveries["doorbell"] += delivered
         if incomplete:
             self._needs.look(message.channel)
 
@@ -372,6 +385,7 @@ class Hub:
             session.lagging.add(group.channel)
             return Offer.FULL
         session.heard[group.channel] = message.seq
+        self._release(session, group)
         return Offer.DELIVERED
 
     def fill(self, channel: int, after: int, messages: Sequence[StoredMessage], upto: int) -> bool:
@@ -386,7 +400,7 @@ class Hub:
         advanced = False
         for session in list(group.sessions.values()):
             before = session.heard.get(channel)
-            if before is not None and before >= after:
+            if before is not None and after <= before < upto:
                 self._fill_session(session, group, fanouts, upto)
                 advanced |= session.heard.get(channel, upto + 1) > before
         return advanced
@@ -398,6 +412,7 @@ class Hub:
             if fanout.message.seq > session.heard.get(group.channel, 0) + 1:
                 session.heard[group.channel] = fanout.message.seq - 1
             offer = self._offer(session, group, fanout)
+            self.deliveries["fetched"] += offer is Offer.DELIVERED
             if offer in (Offer.FULL, Offer.UNJUDGED):
                 return
             if group.channel not in session.heard:
@@ -417,7 +432,8 @@ class Hub:
             if binding is None or not binding.judges(message.version):
                 continue
             if binding.may_hear(message.version) and message.origin != session.id:
-                session.port.offer(fanout.frame_for(session.uid), message)
+                taken = session.port.offer(fanout.frame_for(session.uid), message)
+                self.deliveries["unstored"] += taken
 
     # --- what the node asks ------------------------------------------------------------------
 
@@ -439,26 +455,37 @@ class Hub:
         return group is not None and group.known_version < version
 
     def memberships_held(self, uids: Collection[str]) -> dict[str, dict[int, int]]:
-        """{uid: {channel pk: joined version}} of the open bindings that all their sessions have;
-        a uid whose sessions are all still connecting is left out."""
+        """{uid: {channel pk: joined version}} of what their sessions are bound to: 0, which is no
+        version of a join, where they differ. A uid whose sessions are all still connecting is left
+        out."""
         held: dict[str, dict[int, int]] = {}
         for uid in uids:
             stays = [self._stays(session) for session in self.settled(uid)]
             if stays:
+                first = stays[0]
                 held[uid] = {
-                    channel: version
-                    for channel, version in stays[0].items()
-                    if all(other.get(channel) == version for other in stays[1:])
+                    channel: first.get(channel, 0)
+                    if all(stay.get(channel) == first.get(channel) for stay in stays)
+                    else 0
+                    for channel in {channel for stay in stays for channel in stay}
                 }
         return held
 
     def _stays(self, session: LiveSession) -> dict[int, int]:
-        """{channel pk: joined version} of the open bindings that a session has in both tables."""
-        return {
-            channel: group.bindings[session.id].joined_version
-            for channel, group in session.bindings.items()
-            if session.id in group.bindings and group.bindings[session.id].is_open
-        }
+        """{channel pk: joined version} of the bindings that a session has in both tables: 0 where
+        it has heard all that it may. Whoever still has to is left out."""
+        stays = {}
+        for channel, group in session.bindings.items():
+            binding = group.bindings.get(session.id)
+            if binding is None:
+                continue
+            if binding.is_open:
+                stays[channel] = binding.joined_version
+            elif binding.version >= group.newest and (
+                session.heard.get(channel, 0) >= (binding.end or 0)
+            ):
+                stays[channel] = 0
+        return stays
 
     @property
     def binding_count(self) -> int:

@@ -15,6 +15,8 @@ from messaging import node
 
 logger = logging.getLogger(__name__)
 
+LEASE_LEFT = "The database did not take the lease back: other nodes wait until it is over."
+
 
 async def lifespan(scope: Any, receive: Any, send: Any) -> None:
     """Start on `startup`, drain on `shutdown`; a node that cannot start fails the server."""
@@ -29,8 +31,10 @@ async def lifespan(scope: Any, receive: Any, send: Any) -> None:
                 return
             await send({"type": "lifespan.startup.complete"})
         elif event["type"] == "lifespan.shutdown":
-            await node.stop_node()
-            await send({"type": "lifespan.shutdown.complete"})
+            if await node.stop_node():
+                await send({"type": "lifespan.shutdown.complete"})
+            else:
+                await send({"type": "lifespan.shutdown.failed", "message": LEASE_LEFT})
             return
 
 

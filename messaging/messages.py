@@ -85,4 +85,17 @@ class Refused:
     reason: Reason
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Not tried, since somebody else holds the channel's row; or, `alone`, since the channel has
+    yet to be made, which may have to wait for somebody. Only the log sees this.
+
+    `message_id` is not 0 where an earlier attempt may have been committed under it, its answer
+    lost: whoever tries again has to say so.
+    """
+
+    alone: bool = False
+    message_id: int = 0
+
+
 Outcome = Appended | Refused

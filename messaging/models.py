@@ -7,7 +7,9 @@ from django.db.models.functions import Now
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from subscriptions.models import Channel
+from subscriptions.bindings import ChannelKey
+from subscriptions.marks import TransactionId
+from subscriptions.models import CHANNEL_TYPES, Channel
 
 
 class Counter(models.Model):
@@ -21,10 +23,7 @@ class Counter(models.Model):
 
 
 class Message(models.Model):
-    """One stored message. Appended by the log alone (`messaging.log`), never changed.
-
-    `id` grows in commit order on SQLite: it is the mark by which the sweep finds new heads.
-    """
+    """One stored message. Appended by the log alone (`messaging.log`), never changed."""
 
     channel = models.ForeignKey(
         Channel, models.PROTECT, related_name="messages", verbose_name=_("channel")
@@ -42,6 +41,7 @@ class Message(models.Model):
     topic = models.CharField(_("topic"), max_length=255, blank=True)
     expire = models.BigIntegerField(_("expires after, s"), default=0)
     created_ms = models.BigIntegerField(_("stored, ms of database time"))
+    change_mark = models.BigIntegerField(null=True, editable=False, db_default=TransactionId())
 
     class Meta:
         verbose_name = _("message")
@@ -52,6 +52,13 @@ class Message(models.Model):
                 fields=["sender", "channel", "client_msg_no"],
                 condition=~models.Q(client_msg_no=""),
                 name="wukongim_message_once",
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["change_mark"],
+                condition=models.Q(change_mark__isnull=False),
+                name="wukongim_message_mark",
             ),
         ]
 
@@ -153,7 +160,45 @@ class Session(models.Model):
                 name="wukongim_session_kicked",
             ),
             models.Index(fields=["opened_at"], name="wukongim_session_opened"),
+            models.Index(fields=["uid", "opened_at"], name="wukongim_session_uid"),
         ]
 
     def __str__(self) -> str:
         return gettext("session %(id)s of %(uid)s") % {"id": self.id, "uid": self.uid}
+
+
+class RefusedSend(models.Model):
+    """A send that the server refused, without what it said. Written by `messaging.refusals`, which
+    keeps the newest only.
+
+    The channel is text: it may not exist. `unwritten` counts refusals after this one of which no
+    row is kept.
+    """
+
+    channel_id = models.CharField(_("channel id"), max_length=201)
+    channel_type = models.PositiveSmallIntegerField(_("type"), choices=CHANNEL_TYPES)
+    sender = models.CharField(_("sender"), max_length=100)
+    client_msg_no = models.CharField(_("client message no."), max_length=100, blank=True)
+    reason = models.PositiveSmallIntegerField(_("reason"))
+    session_id = models.CharField(_("session"), max_length=32, blank=True)
+    at = models.DateTimeField(_("when"), db_default=Now())
+    unwritten = models.PositiveIntegerField(_("unwritten"), default=0)
+
+    class Meta:
+        verbose_name = _("refused send")
+        verbose_name_plural = _("refused sends")
+        indexes = [
+            models.Index(fields=["sender", "client_msg_no"], name="wukongim_refused_number"),
+            models.Index(fields=["channel_id", "channel_type"], name="wukongim_refused_place"),
+        ]
+
+    def __str__(self) -> str:
+        return gettext("refused send of %(sender)s to %(channel)s") % {
+            "sender": self.sender,
+            "channel": self.channel,
+        }
+
+    @property
+    def channel(self) -> ChannelKey:
+        """The channel's name, whether or not there is one."""
+        return ChannelKey(self.channel_type, self.channel_id)

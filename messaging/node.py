@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
@@ -17,9 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from django.db import connection
+from django.db import DatabaseError, connection
 
-from messaging import check, encoding, registry
+from messaging import encoding, metrics, registry, resume
 from messaging.answers import Answers
 from messaging.catch_up import CatchUp
 from messaging.conf import MessagingConf, conf
@@ -27,20 +29,32 @@ from messaging.database import DatabaseThreads
 from messaging.hub import Group, Hub, LiveSession, Needs
 from messaging.layer import Event, NodeLayer
 from messaging.log import MessageLog
+from messaging.memberships import Memberships
 from messaging.messages import EVENT_VERSION, Draft, Outcome, StoredMessage
 from messaging.models import Session
+from messaging.peers import Peers, group_of
 from messaging.protocol.close_codes import CloseCode
 from messaging.signals import message_appended
 from messaging.tick import Tick
-from subscriptions import findings, signals
-from subscriptions.bindings import NODES_GROUP
+from subscriptions import signals
+from subscriptions.bindings import NODES_GROUP, ChannelKey
 from subscriptions.selectors import heads, memberships_of
 from subscriptions.triggers import install
 
 logger = logging.getLogger(__name__)
 
-DRAIN_SECONDS = 5.0
-"""How long sessions may take to close when the node stops: their last words have 2 s."""
+SECONDS_A_LEAVER = 0.01
+"""Between two sessions that are asked to come back, where there is time: a node opens one in less,
+so 300 clients are back within a few seconds and none of them finds a queue."""
+
+SECONDS_A_CLOSING = 0.5
+"""Between two times that a node which drains closes the rows of those who have left."""
+
+LAST_WORDS_SECONDS = 5.0
+"""From asking the last session to the end of it: answers and frames under way have 2 s each."""
+
+STEP_SECONDS = 2.0
+"""For each step of ending: a log, a layer or a database that does not answer is left behind."""
 
 
 class Member(Protocol):
@@ -86,17 +100,20 @@ class Node:
         self.log = MessageLog(self.database, self._announce)
         self.members: dict[str, Member] = {}
         self.probe = Probe()
+        self.memberships = Memberships(self)
+        self.peers = Peers(self)
         self.tick = Tick(self)
         self.answers = Answers(self)
         self.pending_groups: dict[str, int] = {}
-        self.draining = False
+        self.draining = self.stopping = self.deserted = False
+        self.left: dict[str, str] = {}
         self._groups_wake = asyncio.Event()
         self._joining = asyncio.Lock()
         self._tasks: list[asyncio.Task[Any]] = []
         self._errands: set[asyncio.Task[Any]] = set()
         self._events: dict[str, Callable[[Event], object]] = {
             "message": self._heard_message,
-            "membership": self._heard_membership,
+            "membership": self.memberships.heard,
             "audit": lambda _: self.answers.wake(),
             "kick": lambda _: self.errand(self.read_kicks()),
             "probe": self._heard_probe,
@@ -122,38 +139,106 @@ class Node:
     async def _start(self) -> None:
         await self.catch_up.start()
         await self.layer.start()
-        await self.layer.join(self._own_groups)
+        await self.layer.try_join(self._own_groups)
         self.log.start()
-        loops = (self._receive_loop, self.tick.run, self.answers.run, self._groups_loop)
+        loops = (
+            self._receive_loop, self._reconnect_loop, self._groups_loop, self.tick.run,
+            self.tick.run_beats,
+            self.answers.run,
+        )  # fmt: skip
         self._tasks = [self.loop.create_task(each(), name=each.__name__) for each in loops]
+        self.errand(self.tick.hear_echo())
 
-    async def stop(self) -> None:
-        """Drain: take nobody new, ask sessions to come back, append what waits, end the lease."""
+    async def drain(self) -> None:
+        """Take nobody new, answer what waits, and ask each session to come back elsewhere. The log
+        runs on: until it is asked, a session is served. Rows are closed for many at a time."""
         self.draining = True
-        leaving = list(self.members.values())
-        for member in leaving:
-            member.close_soon(CloseCode.RESTARTING)
+        logger.info("node.draining", extra={"node": self.id, "sessions": len(self.members)})
+        closing = self.loop.create_task(self._close_rows(), name="close-rows")
+        leaving = await self.ask_to_leave(CloseCode.RESTARTING)
         with suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_SECONDS):
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
                 for member in leaving:
                     await member.gone.wait()
-        await self.log.stop()
-        await self._end()
-        logger.info("node.stopped", extra={"node": self.id})
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
 
-    async def _end(self) -> None:
+    async def ask_to_leave(self, code: CloseCode) -> list[Member]:
+        """Ask every session to come back, one after the other: as many as there are must not come
+        back in the same instant. Returns who was asked."""
+        leaving = list(self.members.values())
+        random.shuffle(leaving)
+        pause = min(SECONDS_A_LEAVER, self.conf.drain_seconds / max(1, len(leaving)))
+        began = self.loop.time()
+        for place, member in enumerate(leaving):
+            due = began + pause * (place + random.random())  # noqa: S311 - spreads, hides nothing
+            await asyncio.sleep(max(0.0, due - self.loop.time()))
+            member.close_soon(code)
+        return leaving
+
+    async def close_row(self, session: str, because: str) -> None:
+        """Close a session's row; while the node drains, with those of others that have left. What
+        fails, since somebody holds the row, is tried again with the next tick."""
+        self.left[session] = because
+        if not self.draining:
+            await self.close_rows_left()
+
+    async def _close_rows(self) -> None:
+        """Close the rows of those who have left, again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(SECONDS_A_CLOSING)
+            await self.close_rows_left()
+
+    async def close_rows_left(self) -> None:
+        """Close the rows of those who have left, in one transaction."""
+        left, self.left = self.left, {}
+        if not left:
+            return
+        try:
+            await self.database.write(registry.close_sessions, left)
+        except DatabaseError:
+            self.left = left | self.left
+            logger.warning("rows.held", extra={"node": self.id, "sessions": len(self.left)})
+
+    async def stop(self) -> bool:
+        """Drain if that was not done, append what waits, end the lease. Bounded, whatever fails;
+        returns whether the lease was given back."""
+        self.stopping = True
+        if not self.draining:
+            await self.drain()
+        await self.log.stop(STEP_SECONDS)
+        given_back = await self._end()
+        logger.info("node.stopped", extra={"node": self.id})
+        return given_back
+
+    async def _end(self) -> bool:
         """End every task, and give back what was taken, whatever fails on the way."""
         running = [*self._tasks, *self.catch_up.looks.values(), *self._errands]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        metrics.show_stopped()
+        groups = [*self._own_groups, *(group.name for group in self.hub.groups.values())]
+        await self._step(self.layer.stop(groups), "layer")
+        await self._step(self.close_rows_left(), "sessions")
+        given_back = await self._step(self.database.write(registry.stop_node, self.id), "lease")
+        # Closing waits for what runs in the threads, and that may be for a database that froze.
+        closer = threading.Thread(target=self.database.close, daemon=True)
+        closer.start()
+        await asyncio.to_thread(closer.join, STEP_SECONDS)
+        return given_back
+
+    async def _step(self, step: Awaitable[Any], name: str) -> bool:
+        """Whether one step of ending was done. What is not given back ends with the lease."""
         try:
-            await self.layer.stop([*self._own_groups, *(g.name for g in self.hub.groups.values())])
-        finally:
-            try:
-                await self.database.write(registry.stop_node, self.id)
-            finally:
-                self.database.close()
+            async with asyncio.timeout(STEP_SECONDS):
+                await step
+        except Exception as error:  # noqa: BLE001 - whatever it is, the node ends
+            logger.warning(
+                "node.left_behind", extra={"node": self.id, "step": name, "why": repr(error)}
+            )
+            return False
+        return True
 
     @property
     def ready(self) -> bool:
@@ -172,13 +257,20 @@ class Node:
         return ""
 
     @property
+    def turns_away(self) -> CloseCode | None:
+        """With what those who come are sent elsewhere; None when they may stay."""
+        if self.draining:
+            return CloseCode.RESTARTING
+        return CloseCode.TRY_AGAIN if self.deserted else None
+
+    @property
     def _own_groups(self) -> list[str]:
-        return [NODES_GROUP, self.own_group]
+        return [NODES_GROUP, self.own_group, *self.peers.groups]
 
     @property
     def own_group(self) -> str:
-        """The group that only this node is in: its probes travel through it."""
-        return f"wukongim.node.{self.id}"
+        """The group that this node's probes travel through."""
+        return group_of(self.id)
 
     def errand(self, work: Awaitable[Any]) -> asyncio.Task[Any]:
         """Run something beside the loops; it is held, and cancelled when the node stops."""
@@ -209,20 +301,30 @@ class Node:
 
     # --- sessions ----------------------------------------------------------------------------
 
-    async def bind_memberships(self, session: LiveSession) -> int:
-        """Bind a registered session to the group of each of its memberships; returns how many.
+    async def bind_memberships(
+        self, session: LiveSession, claims: resume.Claims | None = None
+    ) -> dict[ChannelKey, resume.Start]:
+        """Bind a registered session to the group of each of its memberships, at the head or where
+        its client claims to be; returns what came of the claims.
 
         One statement reads memberships, heads and versions of one snapshot; the count of queries
         does not depend on how many there are.
         """
         expected = await self.database.read(memberships_of, [session.uid])
+        room = self.conf.lag_messages
+        starts = await resume.begin(self.database, expected, claims or {}, room)
         for each in expected:
-            self.hub.bind(session, each.channel, each.key, each.binding, each.head)
+            start = starts.get(each.key)
+            if start is None:
+                self.hub.bind(session, each.channel, each.key, each.binding, each.head)
+            else:
+                self.hub.bind(session, each.channel, each.key, start.binding, start.position)
+                self.hub.begin_behind(session, each.channel, start.head)
         session.connecting = False
         if missed := session.missed - session.bindings.keys():
             await self.catch_up.rebind({channel: [session.uid] for channel in missed})
         session.missed.clear()
-        return len(session.bindings)
+        return starts
 
     def look(self, channel: int) -> asyncio.Task[None]:
         """Read what changed in a channel and fill its holes (`CatchUp.look`)."""
@@ -232,9 +334,11 @@ class Node:
         """Look again after binding: what was written between the snapshot and the layer's join
         is fetched (§6, F39)."""
         try:
-            await self._join_pending()
-        finally:  # a layer that fails keeps nobody from reading the database
-            await self._look_where_behind(session.bindings)
+            async with asyncio.timeout(self.conf.layer_seconds):  # others may be hanging in it
+                await self._join_pending()
+        except Exception as error:  # noqa: BLE001 - layers differ in what they raise
+            logger.warning("layer.failed", extra={"node": self.id, "why": repr(error)})
+        await self._look_where_behind(session.bindings)
 
     async def _look_where_behind(self, channels: Iterable[int]) -> None:
         """Look at those of these channels that have gone on since they were read. One statement."""
@@ -248,10 +352,17 @@ class Node:
                 self.look(channel)
 
     def catch_up_session(self, session: LiveSession) -> None:
-        """The session's outbox has room again: fetch for the channels that had to wait."""
-        lagging, session.lagging = session.lagging, set()
-        for channel in lagging:
-            self.look(channel)
+        """The session's outbox has room: fetch for the channels that had to wait."""
+        if session.lagging:
+            self.errand(self._catch_up_session(session))
+
+    async def _catch_up_session(self, session: LiveSession) -> None:
+        """One channel after the other, until the outbox is full: then there will be room again."""
+        while session.lagging:
+            channel = session.lagging.pop()
+            await self.catch_up.looked(channel)
+            if channel in session.lagging:
+                return
 
     async def read_kicks(self) -> None:
         """Send away the sessions that the database says have to go."""
@@ -279,13 +390,35 @@ class Node:
             except Exception:
                 logger.exception("event.failed", extra={"node": self.id})
 
+    async def _reconnect_loop(self) -> None:
+        """What was published while the layer had no connection is lost without a word: each time
+        it has one again, look at everything."""
+        while True:
+            await self.layer.reconnected.wait()
+            self.layer.reconnected.clear()
+            extra = {"node": self.id, "times": self.layer.reconnects}
+            logger.warning("layer.reconnected", extra=extra)
+            self._groups_wake.set()
+            try:
+                await self._look_at_everything()
+            except Exception:
+                logger.exception("layer.failed", extra={"node": self.id})
+
+    async def _look_at_everything(self) -> None:
+        """Read the newest changes and every head, and look where this node is behind."""
+        await self.catch_up.sweep_changes()
+        await self._look_where_behind(self.hub.groups)
+
     def _dispatch(self, event: Event) -> None:
-        """The closed table of events. An unknown one is ignored and logged (F43)."""
+        """The closed table of events. Of an unknown one, of another release perhaps, only the
+        channel is believed: it is looked at (F43)."""
         heard = self._events.get(event.get("type", ""))
-        if heard is None:
-            logger.warning("event.unknown", extra={"node": self.id, "type": event.get("type")})
+        if heard is not None:
+            heard(event)
             return
-        heard(event)
+        logger.warning("event.unknown", extra={"node": self.id, "type": event.get("type")})
+        if isinstance(event.get("channel"), int):
+            self.look(event["channel"])
 
     def _heard_message(self, event: Event) -> None:
         if event.get("v") != EVENT_VERSION:
@@ -303,28 +436,12 @@ class Node:
         await self.catch_up.looked(message.channel)
         self.hub.deliver_unstored(message)
 
-    def _heard_membership(self, event: Event) -> None:
-        self.errand(self._ensure(event["channel"], event["uids"]))
-
-    async def _ensure(self, channel: int, uids: list[str]) -> None:
-        """A membership was written: learn it, and make sure of the uids' bindings whatever was
-        believed before. This is why adding somebody again heals him (F02)."""
-        local = [uid for uid in uids if uid in self.hub.by_uid]
-        found = check.check_place(self, channel, local)
-        await self.catch_up.rebind({channel: local} if local else {})
-        if channel in self.hub.groups:
-            await self.layer.try_rejoin([self.hub.groups[channel].name])
-        await self.catch_up.looked(channel)
-        if found:
-            left = check.check_place(self, channel, local)
-            mended = [each for each in found if each not in left]
-            await self.database.write(findings.record, mended, self.id, "membership")
-
     def send_probe(self) -> int:
         """Send a probe to this very node; returns its number."""
         self.probe.sent += 1
         self.probe.sent_at = time.monotonic()
-        self.layer.publish(self.own_group, {"type": "probe", "n": self.probe.sent})
+        event = {"type": "probe", "n": self.probe.sent, "node": self.id}
+        self.layer.publish(self.own_group, event)
         return self.probe.sent
 
     async def hears_itself(self) -> bool:
@@ -338,10 +455,14 @@ class Node:
         return self.probe.seen >= number
 
     def _heard_probe(self, event: Event) -> None:
+        if event.get("node") != self.id:
+            self.peers.hear(event.get("node"))
+            return
         self.probe.seen = max(self.probe.seen, event["n"])
         self.probe.came_back.set()
         if event["n"] == self.probe.sent:
             self.probe.milliseconds = (time.monotonic() - self.probe.sent_at) * 1000
+            metrics.PROBE_SECONDS.observe(self.probe.milliseconds / 1000)
             self.probe.missed = 0
 
     # --- groups in the layer -----------------------------------------------------------------
@@ -357,8 +478,8 @@ class Node:
             self._groups_wake.clear()
             try:
                 await self._join_pending()
-            except Exception:
-                logger.exception("groups.failed", extra={"node": self.id})
+            except Exception as error:  # noqa: BLE001 - layers differ in what they raise
+                logger.warning("groups.failed", extra={"node": self.id, "why": repr(error)})
                 await asyncio.sleep(self.conf.tick_seconds)
                 self._groups_wake.set()
 
@@ -384,13 +505,10 @@ class Node:
         await self._look_where_behind(joined)
 
     async def remake_layer(self) -> None:
-        """Take a new inbox, join everything, look at everything: the cure of a deaf node."""
+        """Have the layer's connection made anew, and look at everything: for a deaf node."""
         names = [group.name for group in self.hub.groups.values()]
-        try:
-            await self.layer.remake([*self._own_groups, *names])
-        finally:
-            for channel in list(self.hub.groups):
-                self.look(channel)
+        await self.layer.remake([*self._own_groups, *names])
+        await self._look_at_everything()
 
 
 def announce_appended(message: StoredMessage) -> None:
@@ -419,13 +537,20 @@ async def start_node() -> Node:
     return _current
 
 
-async def stop_node() -> None:
-    """Drain and stop the node of this process, if there is one. Until that is over it stays the
-    process's node, so that whoever comes meanwhile is asked to come back."""
+async def drain_node() -> None:
+    """Have the sessions of this process's node leave, if there is one and it does not end yet."""
+    if _current is not None and not _current.draining:
+        await _current.drain()
+
+
+async def stop_node() -> bool:
+    """Drain and stop the node of this process, if there is one; returns whether its lease was given
+    back. Until that is over it stays the process's node, so that whoever comes meanwhile is asked
+    to come back."""
     global _current, _starting
-    if _current is None or _current.draining:
-        return
+    if _current is None or _current.stopping:
+        return True
     try:
-        await _current.stop()
+        return await _current.stop()
     finally:
         _current = _starting = None

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from messaging import metrics
 from messaging.conf import conf
 
 Write = Callable[[str], Awaitable[None]]
@@ -45,6 +46,7 @@ class Outbox:
         """Take a frame if there is room. An empty outbox takes any one frame."""
         if self._bytes and self._bytes + len(frame) > self._limit:
             self._refused = True
+            metrics.OVERFLOWS.inc()
             return False
         self.answer(frame)
         return True

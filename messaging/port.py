@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from messaging import metrics
 from messaging.conf import conf
 from messaging.messages import StoredMessage
 from messaging.outbox import Outbox
@@ -59,4 +60,5 @@ class Port:
             elif self.outbox.offer(sent.frame):
                 self.unacked[message_id] = Unacknowledged(sent.frame, now, sent.resends + 1)
                 self.unacked.move_to_end(message_id)
+                metrics.RESENT.inc()
         return given_up

@@ -7,23 +7,37 @@ from __future__ import annotations
 
 import os
 import socket
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import transaction
-from django.db.models import DurationField, ExpressionWrapper, F, Q, QuerySet
+from django.db import connection, transaction
+from django.db.models import DurationField, ExpressionWrapper, F, Q, QuerySet, Value
 from django.db.models.functions import Now
 
 from messaging.conf import conf
-from messaging.models import Node, Session
+from messaging.models import Device, Node, Session
 from subscriptions.audit import Disagreement, Kind
 from subscriptions.clock import ago, ahead
+from subscriptions.compiled import ask
 from subscriptions.findings import heal, open_findings
 from subscriptions.live import NodeView
+from subscriptions.models import Finding
 from subscriptions.selectors import pages
+
+MASTER = 1
+SWEPT = "lease of its node is over"
+SAME_DEVICE = "replaced by a new connection of this device"
+OTHER_DEVICE = "login in other device"
+DEVICES_LOCK = 0x77756B6F6E67  # "wukong": the number of an advisory lock may be anybody's
+HELD_SECONDS = 2
+"""What a transaction that holds devices waits for a lock, this one and those after it. Whoever had
+it longer is frozen: those who wait in line behind would be as well. A connect is told to come back,
+a tick tries again."""
+PATIENTLY = f"SELECT set_config('lock_timeout', '{HELD_SECONDS}s', true)"
+"""A `SET LOCAL` that takes no round trip of its own: what is selected is worked out in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,28 +77,98 @@ def beat(node: int, state: Beat) -> bool:
 def register_again(node: int, sessions: Iterable[Session]) -> None:
     """Undo a sweep of this node: its row and its sessions' rows, in one write (F21). The row is
     made anew if somebody deleted it."""
+    hold_devices()
     back = {"lease_until": _lease_end(), "stopped_at": None}
     who = {"host": socket.gethostname()[:200], "pid": os.getpid()}
     Node.objects.update_or_create(pk=node, defaults=back, create_defaults={**back, **who})
-    for session in sessions:
-        ensure_session(session)
+    ensure_sessions(sessions)
+
+
+SAID = ("uid", "device_id", "device_flag", "device_level", "node_id", "address")
+"""Fields of a session's row that its node knows by heart."""
 
 
 def ensure_session(session: Session) -> None:
     """Write the row of a live session, whether it is missing or was closed."""
-    Session.objects.update_or_create(
-        pk=session.pk,
-        defaults={
-            "uid": session.uid,
-            "device_id": session.device_id,
-            "device_flag": session.device_flag,
-            "device_level": session.device_level,
-            "node_id": session.node_id,
-            "address": session.address,
-            "closed_at": None,
-            "closed_because": "",
-        },
+    ensure_sessions([session])
+
+
+@transaction.atomic
+def ensure_sessions(sessions: Iterable[Session]) -> None:
+    """Write the rows of live sessions, whether they are missing or were closed.
+
+    What a row says of its opening and of a kick stays. Kicks are written on open rows only, so
+    those of the time when these were closed are made up for: whoever was displaced meanwhile is
+    told to go after all.
+    """
+    hold_devices()
+    for page in pages(sessions):
+        _kick_displaced(page)
+        rows = [Session(**{name: getattr(each, name) for name in ("id", *SAID)}) for each in page]
+        Session.objects.bulk_create(
+            rows, update_conflicts=True, unique_fields=["id"],
+            update_fields=[*SAID, "closed_at", "closed_because"],
+        )  # fmt: skip
+
+
+def _kick_displaced(sessions: list[Session]) -> None:
+    """Tell those to go whose row a sweep closed before it could be told so."""
+    swept = Session.objects.filter(
+        pk__in=[each.pk for each in sessions], closed_because=SWEPT, kick=""
     )
+    rows = list(swept)
+    if not rows:
+        return
+    since = min(row.closed_at for row in rows if row.closed_at) - timedelta(
+        seconds=conf().lease_seconds
+    )
+    uids = {row.uid for row in rows}
+    newcomers = list(Session.objects.filter(opened_at__gte=since, uid__in=uids))
+    tokens = Device.objects.filter(updated_at__gte=since, uid__in=uids, level=MASTER)
+    renewed = {(each.uid, each.flag): each.updated_at for each in tokens}
+    told = defaultdict(list)
+    for row in rows:
+        at = renewed.get((row.uid, row.device_flag))
+        reasons = [reason for each in newcomers if (reason := _displaces(each, row))]
+        if at is not None and at > row.opened_at:
+            reasons.append(OTHER_DEVICE)
+        if reasons:
+            told[reasons[0]].append(row.pk)
+    for reason, pks in told.items():
+        _kick(pks, reason)
+
+
+def _displaces(newcomer: Session, row: Session) -> str:
+    """Why a session that came later sends this one away (protocol §4.1); empty if it does not."""
+    theirs, mine = [(each.uid, each.device_flag) for each in (newcomer, row)]
+    if theirs != mine or newcomer.pk == row.pk or newcomer.opened_at <= row.opened_at:
+        return ""
+    if row.device_id and newcomer.device_id == row.device_id:
+        return SAME_DEVICE
+    return OTHER_DEVICE if newcomer.device_level else ""
+
+
+def hold_device(uid: str, flag: int) -> None:
+    """Until this transaction ends nobody else opens or ends sessions of this kind of device.
+
+    Two connects at once would not see each other's rows, nor a new token the row of a connect with
+    the old one. A lock by name, since without tokens there is no device row to lock. SQLite has
+    one writer at a time anyway. Raises OperationalError after HELD_SECONDS.
+    """
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"{PATIENTLY}, pg_advisory_xact_lock_shared(%s),"
+                " pg_advisory_xact_lock(hashtextextended(%s, %s))",
+                [DEVICES_LOCK, f"{flag}:{uid}", DEVICES_LOCK],
+            )
+
+
+def hold_devices() -> None:
+    """The same for all of them, for whoever would need too many locks."""
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(f"{PATIENTLY}, pg_advisory_xact_lock(%s)", [DEVICES_LOCK])
 
 
 @transaction.atomic
@@ -97,17 +181,44 @@ def stop_node(node: int) -> None:
 
 def sweep_dead_nodes(but: int) -> dict[int, int]:
     """End nodes whose lease is over; close their session rows and their own findings. Returns
-    {node: sessions closed}. Three reads and no write where there is nothing of the kind."""
-    over = Node.objects.filter(stopped_at__isnull=True, lease_until__lt=Now()).exclude(pk=but)
-    left = open_findings().filter(node_id__in=_ended().exclude(pk=but).values("pk"))
-    if not (over.exists() or left.exists() or _dead_rows().exists()):
+    {node: sessions closed}. One read and no write where there is nothing of the kind.
+
+    Of several who sweep at once one has each node, and each row: what somebody holds is theirs to
+    end, or no longer dead.
+    """
+    if not ask(_dead, but):
         return {}
     with transaction.atomic():
-        dead = Counter(_dead_rows().values_list("node_id", flat=True))
-        close_dead_sessions(dead_sessions([]), "lease of its node is over")
-        _end(over)
-        heal(left, "node ended")
-    return dict(dead)
+        over = [pk for (pk,) in _lock(_over(but), "pk", skip_locked=True)]
+        _end(Node.objects.filter(pk__in=over))
+        dead = dict(_lock(_dead_rows(), "pk", "node_id", skip_locked=True))
+        for page in pages(dead):
+            _close(Session.objects.filter(pk__in=page), SWEPT)
+        heal(_left_open(but), "node ended")
+    return dict(Counter(dead.values()))
+
+
+def _dead(but: int) -> QuerySet[Any, Any]:
+    """A row of nothing but a number, if there is anything to sweep."""
+    rows = [each.values(a=Value(1)) for each in (_over(but), _left_open(but), _dead_rows())]
+    return rows[0].union(*rows[1:], all=True)[:1]
+
+
+def _over(but: int) -> QuerySet[Node]:
+    """Nodes whose lease is over and that nobody has ended."""
+    return Node.objects.filter(stopped_at__isnull=True, lease_until__lt=Now()).exclude(pk=but)
+
+
+def _left_open(but: int) -> QuerySet[Finding]:
+    """Open findings of nodes that have ended."""
+    return open_findings().filter(node_id__in=_ended().exclude(pk=but).values("pk"))
+
+
+def _lock(rows: QuerySet[Any], *columns: str, skip_locked: bool = False) -> list[Any]:
+    """Columns of the rows, locked in the order of their keys: so that two who want several of the
+    same never wait for each other."""
+    locked = rows.order_by("pk").select_for_update(no_key=True, skip_locked=skip_locked)
+    return list(locked.values_list(*columns))
 
 
 def _ended() -> QuerySet[Node]:
@@ -133,19 +244,22 @@ def dead_sessions(scopes: list[dict[str, str]]) -> list[Disagreement]:
 
 
 def _dead_rows() -> QuerySet[Session]:
-    """By node, so that the index of open rows is asked for those few nodes only."""
-    return Session.objects.filter(closed_at__isnull=True, node__in=_ended())
+    """Open rows of nodes that were ended: who ends a node has its rows, and nobody else any. By
+    node, so that the index of open rows is asked for those few only."""
+    ended = Node.objects.filter(stopped_at__isnull=False)
+    return Session.objects.filter(closed_at__isnull=True, node__in=ended)
 
 
 def close_dead_sessions(found: Iterable[Disagreement], because: str = "dead") -> None:
     """Close these rows. Twice is once."""
     for page in pages([each.session for each in found]):
-        _close(Session.objects.filter(pk__in=page, closed_at__isnull=True), because)
+        with transaction.atomic():
+            _close(Session.objects.filter(pk__in=page, closed_at__isnull=True), because)
 
 
 def _close(rows: QuerySet[Session], because: str) -> None:
     """Close rows, and the findings about those sessions: they are about nobody now."""
-    sessions = list(rows.values_list("pk", flat=True))
+    sessions = [pk for (pk,) in _lock(rows, "pk")]
     rows.update(closed_at=Now(), closed_because=because[:100])
     for page in pages(sessions):
         heal(open_findings().filter(session_id__in=page), "session closed")
@@ -159,17 +273,31 @@ def open_session(session: Session, ring: Callable[[str], object] | None = None) 
     a slave only those with its own device id. Where anybody has to, `ring` is called with the uid
     after the commit, so that their nodes need not wait for their tick.
     """
+    hold_device(session.uid, session.device_flag)
     session.save(force_insert=True)
-    rivals = Session.objects.filter(
-        uid=session.uid, device_flag=session.device_flag, closed_at__isnull=True, kick=""
-    ).exclude(pk=session.pk)
-    same = rivals.filter(device_id=session.device_id) if session.device_id else rivals.none()
-    told = same.update(kick="replaced by a new connection of this device")
-    if session.device_level:
-        told += rivals.update(kick="login in other device")
+    told = _displace_for(session)
     if told and ring is not None:
         transaction.on_commit(lambda: ring(session.uid))
     return Session.objects.values_list("opened_at", flat=True).get(pk=session.pk)
+
+
+def _displace_for(session: Session) -> int:
+    """Tell the others to go who have to; returns how many."""
+    live = Session.objects.filter(
+        uid=session.uid, device_flag=session.device_flag, closed_at__isnull=True, kick=""
+    )
+    rivals = _lock(live.exclude(pk=session.pk), "pk", "device_id")
+    same = {pk for pk, device in rivals if device and device == session.device_id}
+    told = _kick(same, SAME_DEVICE)
+    if session.device_level:
+        told += _kick({pk for pk, _ in rivals} - same, OTHER_DEVICE)
+    return told
+
+
+def _kick(sessions: Collection[str], because: str) -> int:
+    if not sessions:
+        return 0
+    return Session.objects.filter(pk__in=sessions).update(kick=because[:100])
 
 
 @transaction.atomic
@@ -178,21 +306,40 @@ def close_session(session_id: str, because: str) -> None:
     _close(Session.objects.filter(pk=session_id, closed_at__isnull=True), because)
 
 
+def close_sessions(because: Mapping[str, str]) -> None:
+    """Close the rows of many sessions, by {session id: why}: three statements a page of them."""
+    named = defaultdict(list)
+    for session, why in because.items():
+        named[why].append(session)
+    for why, sessions in named.items():
+        for page in pages(sessions):
+            with transaction.atomic():
+                _close(Session.objects.filter(pk__in=page, closed_at__isnull=True), why)
+
+
+@transaction.atomic
 def kick_sessions(uid: str, flag: int, because: str) -> int:
     """Write down that every session of this uid and flag has to go; returns how many."""
-    return Session.objects.filter(uid=uid, device_flag=flag, closed_at__isnull=True).update(
-        kick=because[:100]
-    )
+    live = Session.objects.filter(uid=uid, device_flag=flag, closed_at__isnull=True)
+    return _kick({pk for (pk,) in _lock(live, "pk")}, because)
 
 
 def kicked(node: int) -> dict[str, str]:
     """{session id: why} of this node's sessions that have to go."""
-    return dict(_live_rows(node).exclude(kick="").values_list("pk", "kick"))
+    return dict(ask(_kicked, node))
+
+
+def _kicked(node: int) -> QuerySet[Session, Any]:
+    return _live_rows(node).exclude(kick="").values_list("pk", "kick")
 
 
 def session_rows(node: int) -> dict[str, str]:
     """{session id: uid} of this node's open rows."""
-    return dict(_live_rows(node).values_list("pk", "uid"))
+    return dict(ask(_session_rows, node))
+
+
+def _session_rows(node: int) -> QuerySet[Session, Any]:
+    return _live_rows(node).values_list("pk", "uid")
 
 
 def mark_checked(node: int, seconds: float) -> None:
@@ -212,15 +359,37 @@ def live_sessions() -> Any:
     ).annotate(checked_at=F("node__checked_at"))
 
 
+def device_flags(uids: Iterable[str]) -> list[tuple[str, int]]:
+    """(uid, device flag) of each live session of these uids."""
+    rows = live_sessions()
+    return [
+        place
+        for page in pages(uids)
+        for place in rows.filter(uid__in=page).order_by("uid").values_list("uid", "device_flag")
+    ]
+
+
 def live_nodes() -> list[int]:
     """Ids of the nodes that hold a valid lease."""
     rows = Node.objects.filter(stopped_at__isnull=True, lease_until__gte=Now())
     return list(rows.values_list("pk", flat=True))
 
 
+def others_hear(node: int) -> bool:
+    """Whether another node holds a lease and hears its own probes."""
+    others = Node.objects.exclude(pk=node).filter(pk__in=live_nodes())
+    return others.filter(probe_missed=0, probe_ms__isnull=False).exists()
+
+
+SILENT_BEATS = 3
+"""Beats that a node may miss before nobody believes its numbers: one may be late, two unlucky."""
+
+
 def node_views() -> list[NodeView]:
     """The same nodes, as each last described itself, by id."""
     age = ExpressionWrapper(Now() - F("checked_at"), output_field=DurationField())
+    awake = conf().lease_seconds - SILENT_BEATS * conf().tick_seconds
+    left = ExpressionWrapper(F("lease_until") - Now(), output_field=DurationField())
     rows = Node.objects.filter(stopped_at__isnull=True, lease_until__gte=Now())
     return [
         NodeView(
@@ -235,6 +404,8 @@ def node_views() -> list[NodeView]:
             check_age=row.age and round(row.age.total_seconds(), 3),
             probe_ms=row.probe_ms,
             probe_missed=row.probe_missed,
+            lease_left=round(row.lease_left.total_seconds(), 3),
+            is_silent=row.lease_left.total_seconds() < awake,
         )
-        for row in rows.annotate(age=age).order_by("pk")
+        for row in rows.annotate(age=age, lease_left=left).order_by("pk")
     ]

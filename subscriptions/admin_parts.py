@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
+from django.apps.registry import Apps
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
+from django.core.paginator import Page, Paginator
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.templatetags.static import static
@@ -19,11 +21,27 @@ from django.utils.translation import gettext
 
 from subscriptions.bindings import ChannelKey
 from subscriptions.errors import InvalidChannel
+from subscriptions.models import Channel
 from subscriptions.selectors import is_channel
 from subscriptions.services import canonical
 
 SECONDS_SHOWN = 120
 """Ages below this are told in seconds, above it in minutes and more, as Django tells them."""
+
+
+def page_model(name: str, title: Any) -> type[Model]:
+    """A model without a table, for a page that the admin is to list among those of models.
+
+    It is in an app registry of its own: neither migrations nor content types know it.
+    """
+    meta = {
+        "apps": Apps(),
+        "app_label": Channel._meta.app_label,
+        "managed": False,
+        "verbose_name": title,
+        "verbose_name_plural": title,
+    }
+    return type(name, (Model,), {"__module__": __name__, "Meta": type("Meta", (), meta)})
 
 
 class ReadOnly:
@@ -40,6 +58,20 @@ class ReadOnly:
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Nobody deletes."""
         return False
+
+
+class KeyPaginator(Paginator):
+    """Pages that find their rows by key. To come to the last of many, a database then walks along
+    an index only, and not over rows and all that is joined to them."""
+
+    object_list: Any
+
+    def page(self, number: int | str) -> Page[Any]:
+        """The page of that number, whose rows are read when they are looked at."""
+        page = super().page(number)
+        keys = cast("QuerySet[Any]", page.object_list).values("pk")
+        page.object_list = self.object_list.filter(pk__in=keys)
+        return page
 
 
 class PageList(ChangeList):
@@ -62,6 +94,7 @@ class PageAdmin(admin.ModelAdmin):
     """
 
     list_per_page = 50
+    paginator = KeyPaginator
     show_full_result_count = False
     channel_lookup: str | None = "channel__"
 

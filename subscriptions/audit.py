@@ -6,9 +6,10 @@ of what it returns makes it return nothing (B1, B3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 MANY = 100
 """Disagreements of one kind that are written down one by one: four statements each, so half a
@@ -76,67 +77,85 @@ def _condensed(alike: list[Disagreement]) -> list[Disagreement]:
     return [Disagreement(alike[0].kind, alike[0].reason, memberships=count, detail=detail)]
 
 
-@dataclass(frozen=True, slots=True)
-class SessionView:
-    """One session as its node holds it: channels of its own table, and those it has heard of."""
+class SessionTables(Protocol):
+    """One session as its node holds it: its own table, and the positions it has heard up to, both
+    by channel."""
 
-    session: str
-    uid: str
-    bound: Collection[int]
-    heard: Collection[int]
+    @property
+    def id(self) -> str: ...
+    @property
+    def uid(self) -> str: ...
+    @property
+    def bindings(self) -> Mapping[int, object]: ...
+    @property
+    def heard(self) -> Mapping[int, int]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class GroupView:
-    """One group as its node holds it: the sessions in its table, and those it can judge."""
+class GroupTables(Protocol):
+    """One group as its node holds it: the sessions in its table and what it can judge them by,
+    both by session id."""
 
-    channel: int
-    sessions: Collection[str]
-    judged: Collection[str]
+    @property
+    def channel(self) -> int: ...
+    @property
+    def sessions(self) -> Mapping[str, object]: ...
+    @property
+    def bindings(self) -> Mapping[str, object]: ...
 
 
 def compare_session_tables(
-    sessions: Iterable[SessionView], find_group: Callable[[int], GroupView | None]
+    sessions: Iterable[SessionTables], groups: Mapping[int, GroupTables]
 ) -> Iterator[Disagreement]:
     """These sessions' own bindings against the tables of the groups.
 
     Positions (`heard`) are a third witness: a binding that is gone from both tables is still
     missed.
     """
-    for view in sessions:
-        for channel in {*view.bound, *view.heard}:
-            reason = _missing_where(view, channel, find_group(channel))
+    for session in sessions:
+        if _is_whole(session, groups):
+            continue
+        for channel in {*session.bindings, *session.heard}:
+            reason = _missing_where(session, channel, groups.get(channel))
             if reason:
                 yield Disagreement(
-                    Kind.MISSING_GROUP_BINDING, reason, channel, view.uid, view.session
+                    Kind.MISSING_GROUP_BINDING, reason, channel, session.uid, session.id
                 )
 
 
-def _missing_where(view: SessionView, channel: int, group: GroupView | None) -> str:
+def _is_whole(session: SessionTables, groups: Mapping[int, GroupTables]) -> bool:
+    """Whether no table lacks anything: nearly always, so a node at rest does nothing else."""
+    name = session.id
+    for channel in session.bindings:
+        group = groups.get(channel)
+        if group is None or name not in group.sessions or name not in group.bindings:
+            return False
+    return session.bindings.keys() == session.heard.keys()
+
+
+def _missing_where(session: SessionTables, channel: int, group: GroupTables | None) -> str:
     """The table that lacks this binding, in words; empty when it is whole."""
-    if group is None or view.session not in group.sessions:
-        return "group table" if channel in view.bound else "both tables"
-    if channel not in view.bound:
+    if group is None or session.id not in group.sessions:
+        return "group table" if channel in session.bindings else "both tables"
+    if channel not in session.bindings:
         return "session table"
-    if channel not in view.heard:
+    if channel not in session.heard:
         return "position"
-    return "" if view.session in group.judged else "fence"
+    return "" if session.id in group.bindings else "fence"
 
 
 def compare_group_tables(
-    groups: Iterable[GroupView], find_session: Callable[[str], SessionView | None]
+    groups: Iterable[GroupTables], sessions: Mapping[str, SessionTables]
 ) -> Iterator[Disagreement]:
     """These groups' tables against all sessions: whom they have without a binding to show."""
     for group in groups:
-        for session in group.sessions:
-            view = find_session(session)
-            if view is None:
+        channel = group.channel
+        for name in group.sessions:
+            session = sessions.get(name)
+            if session is None:
+                yield Disagreement(Kind.STRAY_GROUP_BINDING, "closed session", channel, "", name)
+            elif channel not in session.bindings and channel not in session.heard:
                 yield Disagreement(
-                    Kind.STRAY_GROUP_BINDING, "closed session", group.channel, "", session
-                )
-            elif group.channel not in view.bound and group.channel not in view.heard:
-                yield Disagreement(
-                    Kind.STRAY_GROUP_BINDING, "group table", group.channel, view.uid, session
+                    Kind.STRAY_GROUP_BINDING, "group table", channel, session.uid, name
                 )
 
 

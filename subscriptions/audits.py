@@ -16,12 +16,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from django.db import transaction
+from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from subscriptions import live, signals, storage
 from subscriptions.audit import Disagreement, Kind
 from subscriptions.bindings import ChannelKey
 from subscriptions.clock import ago
+from subscriptions.compiled import ask
 from subscriptions.conf import conf
 from subscriptions.errors import InvalidChannel
 from subscriptions.findings import heal_absent, record
@@ -139,10 +141,20 @@ def _reason(audit: Audit) -> str:
 
 def open_audits(node: int) -> list[Audit]:
     """Unfinished audits that ask this node and have no answer of it yet, the oldest first."""
+    if not ask(_any_open):
+        return []
     answered = AuditAnswer.objects.filter(node_id=node, finished_at__isnull=False)
-    rows = Audit.objects.filter(finished_at__isnull=True, requested_at__gte=ago(STALE_SECONDS))
-    rows = rows.exclude(pk__in=answered.values("audit")).order_by("requested_at")
+    rows = _open().exclude(pk__in=answered.values("audit")).order_by("requested_at")
     return [audit for audit in rows if node in audit.nodes]
+
+
+def _open() -> QuerySet[Audit]:
+    """Audits that somebody may still wait for."""
+    return Audit.objects.filter(finished_at__isnull=True, requested_at__gte=ago(STALE_SECONDS))
+
+
+def _any_open() -> QuerySet[Audit, Any]:
+    return _open().values("requested_at")[:1]
 
 
 def write_progress(audit: Audit, node: int, done: int, total: int) -> None:

@@ -88,8 +88,8 @@ class SubscriptionsConf:
 
     audit_patience: float = 10.0
     """Seconds without an answer to an audit, and without a sign of progress, after which a leased
-    node is named as silent. Nodes look twice a second; five ticks of two seconds leave room for a
-    busy one."""
+    node is named as silent. Nodes look as often as they tick; five ticks of two seconds leave room
+    for a busy one."""
 
     page_size: int = 1000
     """Rows of memberships or uids a statement takes. SQLite allows 32,766 parameters; a thousand
@@ -99,9 +99,10 @@ class SubscriptionsConf:
     """Scopes of one audit that REST and the admin send. Each is one more OR in a statement; SQLite
     nests 1,000 of them."""
 
-    check_fresh_seconds: float = 60.0
-    """Age at which a node's last complete check says nothing any more. A node goes round all it
-    holds in 50 s; ten more are for ticks that come late."""
+    check_fresh_seconds: float = 120.0
+    """Age at which a node's last complete check says nothing any more, counted from its begin. A
+    node goes round all it holds in 50 s, so the age swings between 50 s and 100 s; twenty more are
+    for ticks that come late."""
 
 
 def conf() -> SubscriptionsConf:

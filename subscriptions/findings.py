@@ -18,7 +18,7 @@ from django.db import transaction
 from django.db.models import F, QuerySet
 from django.db.models.functions import Coalesce, Now
 
-from subscriptions import signals
+from subscriptions import metrics, signals
 from subscriptions.audit import Disagreement, condense
 from subscriptions.bindings import ChannelKey
 from subscriptions.models import Channel, Finding
@@ -115,7 +115,7 @@ def heal(findings: Iterable[Finding], healed_by: str) -> int:
 
 
 def _heal(pks: list[int], healed_by: str) -> list[Finding]:
-    still_open = open_findings().filter(pk__in=pks).select_for_update()
+    still_open = open_findings().filter(pk__in=pks).order_by("pk").select_for_update(no_key=True)
     mine = list(still_open.values_list("pk", flat=True))
     rows = Finding.objects.filter(pk__in=mine)
     rows.update(healed_at=Now(), healed_by=healed_by)
@@ -168,6 +168,7 @@ def _announce(recorded: Iterable[tuple[Finding, bool]]) -> None:
         )
     }
     for finding, created in recorded:
+        metrics.count_finding(finding.kind, created, finding.healed_by)
         if created:
             _log("finding.opened", logging.WARNING, finding, keys)
             signals.send(signals.finding_opened, Finding, finding=finding)

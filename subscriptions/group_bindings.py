@@ -98,7 +98,7 @@ def _conditions(sessions: QuerySet[Any]) -> list[tuple[State, Q]]:
     unchecked = Q(Exists(here.filter(_unchecked())))
     return [
         (State.OFFLINE, ~online),
-        (State.MISSING, missing),
+        (State.MISSING, online & missing),
         (State.UNCHECKED, online & unchecked & ~missing),
         (State.BOUND, online & ~unchecked & ~missing),
     ]

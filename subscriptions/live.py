@@ -14,6 +14,7 @@ from typing import Any
 from django.db.models import QuerySet
 
 from subscriptions.audit import Disagreement
+from subscriptions.explain.facts import Question, Witness
 
 Found = list[tuple[Disagreement, bool]]
 """Disagreements, each with whether it was mended."""
@@ -22,7 +23,8 @@ Found = list[tuple[Disagreement, bool]]
 @dataclass(frozen=True, slots=True)
 class NodeView:
     """What a node with a valid lease last said of itself. `check_age`: seconds since its last
-    complete check ended; None before the first."""
+    complete check began; None before the first. `lease_left`: seconds until the lease is over.
+    `is_silent`: it has missed several beats, so it may be frozen and its numbers are of before."""
 
     node: int
     host: str
@@ -35,6 +37,8 @@ class NodeView:
     check_age: float | None
     probe_ms: float | None
     probe_missed: int
+    lease_left: float
+    is_silent: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +46,13 @@ class Provider:
     """How to ask. `sessions`: live rows with id, uid, node_id, opened_at and `checked_at` of
     their node. `nodes`: those whose lease is valid. `storage`: checks (and with its last argument
     mends) what the provider stores, for scopes and kinds; it returns (disagreement, repaired)
-    pairs."""
+    pairs. `witness`: what it knows of a message in the channel of that pk (None: there is none)
+    and of the uid's sessions around it."""
 
     sessions: Callable[[], QuerySet[Any]]
     nodes: Callable[[], list[NodeView]]
     storage: Callable[[list[dict[str, str]], Collection[str], bool], Found]
+    witness: Callable[[Question, int | None], Witness]
 
 
 _provider: Provider | None = None
@@ -76,3 +82,8 @@ def live_nodes() -> list[int]:
 def check_storage(scopes: list[dict[str, str]], kinds: Collection[str], repair: bool) -> Found:
     """Disagreements in what the provider stores: dead sessions, holes in the log."""
     return _provider.storage(scopes, kinds, repair) if _provider else []
+
+
+def witness(question: Question, channel: int | None) -> Witness | None:
+    """What is known of a message and its reader's sessions; None when nobody carries messages."""
+    return _provider.witness(question, channel) if _provider else None

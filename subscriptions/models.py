@@ -18,6 +18,7 @@ from django.utils.translation import gettext_lazy as _
 
 from subscriptions.audit import Kind
 from subscriptions.bindings import ChannelKey, ChannelType
+from subscriptions.marks import TransactionId
 
 CHANNEL_TYPES = [
     (ChannelType.PERSON.value, _("person")),
@@ -156,6 +157,7 @@ class MembershipChange(models.Model):
     at = models.DateTimeField(_("when"))
     actor = models.CharField(_("by"), max_length=150, null=True)  # noqa: DJ001 - null: not named yet
     reason = models.CharField(_("reason"), max_length=200, null=True)  # noqa: DJ001 - the same
+    change_mark = models.BigIntegerField(null=True, editable=False, db_default=TransactionId())
 
     class Meta:
         verbose_name = _("membership change")
@@ -166,6 +168,11 @@ class MembershipChange(models.Model):
         indexes = [
             models.Index(fields=["uid", "channel", "version"], name="wukongim_change_uid"),
             models.Index(fields=["at"], name="wukongim_change_at"),
+            models.Index(
+                fields=["change_mark"],
+                condition=models.Q(change_mark__isnull=False),
+                name="wukongim_change_mark",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -6,7 +6,7 @@ it, since databases limit a statement's parameters (32,766 on SQLite).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from django.db.models import Q
 
 from subscriptions.bindings import Change, Changes, ChannelKey, Expected
 from subscriptions.conf import conf
+from subscriptions.marks import Mark, mark_of, rows_after
 from subscriptions.models import Channel, Membership, MembershipChange
 
 NO_LIMIT = 1 << 31
@@ -34,15 +35,15 @@ def pages(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield page
 
 
-def memberships_of(uids: Iterable[str], channel: int | None = None) -> list[Expected]:
-    """Every membership of these uids (in `channel`), with head and version of its channel."""
-    return [each for page in pages(uids) for each in _memberships_of(page, channel)]
+def memberships_of(uids: Iterable[str], channels: Collection[int] | None = None) -> list[Expected]:
+    """Every membership of these uids (in these channels), with head and version of its channel."""
+    return [each for page in pages(uids) for each in _memberships_of(page, channels)]
 
 
-def _memberships_of(uids: list[str], channel: int | None) -> list[Expected]:
+def _memberships_of(uids: list[str], channels: Collection[int] | None) -> list[Expected]:
     rows = Membership.objects.filter(uid__in=uids)
-    if channel is not None:
-        rows = rows.filter(channel=channel)
+    if channels is not None:
+        rows = rows.filter(channel__in=channels)
     return [
         Expected(pk, ChannelKey(kind, name), uid, joined_version, joined_seq, at, version, head)
         for pk, kind, name, uid, joined_version, joined_seq, at, version, head in rows.values_list(
@@ -61,60 +62,87 @@ def _memberships_of(uids: list[str], channel: int | None) -> list[Expected]:
 
 def changes_since(channel: int, version: int, page: int) -> Changes | None:
     """The next `page` changes of a channel after `version`; None when the channel is gone."""
-    return _changes(channel, version, "m.version > %s", [version], page)
+    rows = _change_rows("m.version > %s", [version], [channel], page + 1)
+    return _changes(rows, version, page) if rows else None
 
 
-def changes_of(channel: int, uids: Iterable[str]) -> Changes | None:
-    """Every change of these uids in a channel; None when the channel is gone."""
-    wanted = list(uids)
-    marks = ", ".join(["%s"] * len(wanted))
-    return _changes(channel, 0, f"m.uid IN ({marks})", wanted, NO_LIMIT)
+def changes_of(places: Mapping[int, Collection[str]]) -> dict[int, Changes]:
+    """Every change of these uids in their channels, one statement for all; what is gone is left
+    out."""
+    uids = list({uid for named in places.values() for uid in named})
+    if not uids:
+        return {}
+    rows = _change_rows(f"m.uid IN ({_marks(uids)})", uids, list(places), NO_LIMIT)
+    by_channel: dict[int, list[tuple[Any, ...]]] = {}
+    for row in rows:
+        by_channel.setdefault(row[0], []).append(row)
+    return {
+        channel: _changes(found, 0, NO_LIMIT, frozenset(places[channel]))
+        for channel, found in by_channel.items()
+    }
 
 
-def _changes(
-    channel: int, since: int, condition: str, params: Sequence[Any], page: int
-) -> Changes | None:
+def _change_rows(
+    condition: str, params: Sequence[Any], channels: Sequence[int], limit: int
+) -> list[tuple[Any, ...]]:
+    """The channels' rows, each with those of its changes that the condition takes, or with none."""
     log, table = MembershipChange._meta.db_table, Channel._meta.db_table
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT c.channel_type, c.channel_id, c.membership_version, c.last_seq,"  # noqa: S608 - our own names
+            f"SELECT c.id, c.channel_type, c.channel_id, c.membership_version, c.last_seq,"  # noqa: S608 - our own names
             f" m.uid, m.version, m.seq, m.joined FROM {table} c"
             f" LEFT JOIN {log} m ON m.channel_id = c.id AND {condition}"
-            f" WHERE c.id = %s ORDER BY m.version LIMIT %s",
-            [*params, channel, page + 1],
+            f" WHERE c.id IN ({_marks(channels)}) ORDER BY c.id, m.version LIMIT %s",
+            [*params, *channels, limit],
         )
-        rows = cursor.fetchall()
-    if not rows:
-        return None
-    kind, name, newest, head = rows[0][:4]
-    changes = tuple(Change(row[4], row[5], row[6], bool(row[7])) for row in rows if row[5])
+        return list(cursor.fetchall())
+
+
+def _changes(
+    rows: Sequence[tuple[Any, ...]], since: int, page: int, uids: Collection[str] | None = None
+) -> Changes:
+    """One channel's rows as a page, of these uids' changes alone if there are any named."""
+    _, kind, name, newest, head = rows[0][:5]
+    changes = tuple(
+        Change(uid, version, seq, bool(joined))
+        for *_, uid, version, seq, joined in rows
+        if uid is not None and (uids is None or uid in uids)
+    )
     more = len(changes) > page
     changes = changes[:page]
     known = changes[-1].version if more else newest
     return Changes(ChannelKey(kind, name), since, known, newest, head, changes)
 
 
-def last_change_id() -> int:
-    """The newest line of the change log, from which a sweep begins."""
-    newest = MembershipChange.objects.order_by("-id").values_list("id", flat=True).first()
-    return newest or 0
+def _marks(values: Collection[Any]) -> str:
+    return ", ".join(["%s"] * len(values))
 
 
-def changes_after(mark: int, page: int) -> list[tuple[int, int, str, int]]:
-    """(id, channel pk, uid, version) of the changes after `mark`, oldest first."""
-    rows = MembershipChange.objects.filter(id__gt=mark).order_by("id")
-    return list(rows.values_list("id", "channel_id", "uid", "version")[:page])
+def change_mark() -> Mark:
+    """Where the change log is now, from which a sweep begins."""
+    return mark_of(MembershipChange)
+
+
+def changes_after(mark: Mark, page: int) -> tuple[list[tuple[Any, ...]], Mark, bool]:
+    """(id, channel pk, uid, version) of the changes since `mark`, those of a channel in order;
+    the mark to go on from; whether there are more. At most `page` of them."""
+    return rows_after(MembershipChange, ("channel_id", "uid", "version"), mark, page)
 
 
 def heads(channels: Iterable[int]) -> dict[int, tuple[int, int]]:
     """Head and version of these channels: {pk: (last_seq, membership_version)}."""
-    return {
-        pk: (head, version)
-        for page in pages(channels)
-        for pk, head, version in Channel.objects.filter(pk__in=page).values_list(
-            "pk", "last_seq", "membership_version"
+    return {pk: (head, version) for page in pages(channels) for pk, head, version in _heads(page)}
+
+
+def _heads(channels: list[int]) -> list[tuple[Any, ...]]:
+    marks = ", ".join(["%s"] * len(channels))
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT id, last_seq, membership_version FROM {Channel._meta.db_table}"  # noqa: S608 - marks and our own names
+            f" WHERE id IN ({marks})",
+            channels,
         )
-    }
+        return list(cursor.fetchall())
 
 
 def digest(memberships: Iterable[tuple[int, int]]) -> tuple[int, int]:
@@ -166,3 +194,15 @@ def in_scopes(scopes: list[dict[str, str]], channel: str = "channel", uid: str =
             part &= Q(**{uid: scope["uid"]})
         condition |= part
     return condition
+
+
+def changes_by(uid: str, channels: Iterable[int]) -> dict[int, list[Change]]:
+    """Every change of one uid in each of these channels, in order; none of it ever changes."""
+    found: dict[int, list[Change]] = {}
+    for page in pages(channels):
+        rows = MembershipChange.objects.filter(uid=uid, channel__in=page).order_by("version")
+        for channel, version, seq, joined in rows.values_list(
+            "channel_id", "version", "seq", "joined"
+        ):
+            found.setdefault(channel, []).append(Change(uid, version, seq, joined))
+    return found

@@ -19,6 +19,7 @@ from subscriptions.errors import ChannelMissing, InvalidChannel, InvalidUid, Tri
 from subscriptions.models import Channel, Membership, MembershipChange
 from subscriptions.names import is_channel_id, is_uid
 from subscriptions.selectors import is_channel, pages
+from subscriptions.transactions import transact
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,6 @@ def check_members(key: ChannelKey, uids: Iterable[str]) -> None:
         raise InvalidUid(f"{key} is a person's own row: it carries flags and has no members.")
 
 
-@transaction.atomic
 def save_channel(
     key: ChannelKey, flags: dict[str, bool] | None = None, *, actor: str = ""
 ) -> Channel:
@@ -71,6 +71,10 @@ def save_channel(
     are so already are not written.
     """
     key = canonical(key)
+    return transact(lambda: _save_channel(key, flags, actor))
+
+
+def _save_channel(key: ChannelKey, flags: dict[str, bool] | None, actor: str) -> Channel:
     wanted = {name: bool(flags and flags.get(name)) for name in FLAGS}
     channel, changed = Channel.objects.get_or_create(
         channel_type=key.channel_type, channel_id=key.channel_id, defaults=wanted
@@ -102,8 +106,9 @@ def join(
     """
     key, wanted = canonical(key), clean_uids(uids)
     check_members(key, wanted)
-    with transaction.atomic():
-        save_channel(key)
+
+    def change() -> list[str]:
+        _save_channel(key, None, actor)
         channel = _locked(key).get()
         if reset:
             kept = set(wanted)
@@ -111,23 +116,31 @@ def join(
             remove(channel, others, actor, reason or "reset")
         return add(channel, wanted, actor, reason)
 
+    return transact(change)
+
 
 def leave(key: ChannelKey, uids: Iterable[str], *, actor: str, reason: str = "") -> list[str]:
     """End the membership of these uids; returns those who were members. Twice is once."""
     key, wanted = canonical(key), clean_uids(uids)
-    with transaction.atomic():
+
+    def change() -> list[str]:
         channel = _locked(key).first()
         return remove(channel, wanted, actor, reason) if channel else []
+
+    return transact(change)
 
 
 def leave_all(key: ChannelKey, *, actor: str, reason: str = "") -> int:
     """End every membership of a channel; returns how many. Raises ChannelMissing."""
     key = canonical(key)
-    with transaction.atomic():
+
+    def change() -> int:
         channel = _locked(key).first()
         if channel is None:
             raise ChannelMissing(f"There is no channel {key}.")
         return len(remove(channel, _uids(channel), actor, reason))
+
+    return transact(change)
 
 
 def _locked(key: ChannelKey) -> QuerySet[Channel]:

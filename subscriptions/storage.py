@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator
 
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError
 from django.db.models import Exists, OuterRef, QuerySet
 
 from subscriptions import services
@@ -19,6 +19,7 @@ from subscriptions.audit import Disagreement, Kind, distinct
 from subscriptions.live import Found
 from subscriptions.models import Channel, Membership, MembershipChange
 from subscriptions.selectors import in_scopes
+from subscriptions.transactions import transact
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +45,11 @@ def check(
 
 
 def _look(scopes: list[dict[str, str]]) -> Iterator[Disagreement]:
-    for channel, uid in _contradicting(scopes).values_list("channel_id", "uid").iterator():
-        yield _invalid("membership table", channel, uid, "not as the change log has it")
-    for channel, uid in _lost(scopes).values_list("channel_id", "uid").iterator():
+    """Without a server-side cursor, which would make PostgreSQL look at each row by itself."""
+    for rows in _contradicting(scopes):
+        for channel, uid in rows.values_list("channel_id", "uid"):
+            yield _invalid("membership table", channel, uid, "not as the change log has it")
+    for channel, uid in _lost(scopes).values_list("channel_id", "uid"):
         yield _invalid("change log", channel, uid, "in the change log, not in the table")
 
 
@@ -54,12 +57,14 @@ def _invalid(place: str, channel: int, uid: str, detail: str) -> Disagreement:
     return Disagreement(Kind.MEMBERSHIP_INVALID, place, channel, uid, detail=detail)
 
 
-def _contradicting(scopes: list[dict[str, str]]) -> QuerySet[Membership]:
-    """Memberships whose join is not in the log, or not the last line of their uid there."""
+def _contradicting(scopes: list[dict[str, str]]) -> list[QuerySet[Membership]]:
+    """Memberships whose join is not in the log, and those where it is not the last line of their
+    uid there: two statements, since either of two conditions cannot be joined."""
     lines = MembershipChange.objects.filter(channel=OuterRef("channel_id"), uid=OuterRef("uid"))
     join = lines.filter(version=OuterRef("joined_version"), seq=OuterRef("joined_seq"), joined=True)
     later = lines.filter(version__gt=OuterRef("joined_version"))
-    return Membership.objects.filter(in_scopes(scopes)).filter(~Exists(join) | Exists(later))
+    rows = Membership.objects.filter(in_scopes(scopes))
+    return [rows.filter(~Exists(join)), rows.filter(Exists(later))]
 
 
 def _lost(scopes: list[dict[str, str]]) -> QuerySet[MembershipChange]:
@@ -74,8 +79,7 @@ def _lost(scopes: list[dict[str, str]]) -> QuerySet[MembershipChange]:
 def _mend(each: Disagreement, reason: str) -> None:
     """Recompute one membership from the log. What cannot be mended is logged and stays found."""
     try:
-        with transaction.atomic():
-            _recompute(each.channel or 0, each.uid, reason)
+        transact(lambda: _recompute(each.channel or 0, each.uid, reason))
     except DatabaseError:
         fields = {"kind": each.kind, "channel_pk": each.channel, "uid": each.uid}
         logger.exception("repair.failed", extra=fields)

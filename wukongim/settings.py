@@ -26,7 +26,9 @@ ALLOWED_HOSTS = environment.words("ALLOWED_HOSTS", ["127.0.0.1", "localhost", "[
 WUKONGIM_ALLOWED_ORIGINS = environment.words("ALLOWED_ORIGINS", [])
 
 DATABASES = {"default": environment.database(WUKONGIM_DATA_DIR)}
-CHANNEL_LAYERS = environment.channel_layers(environment.text("REDIS_URL"))
+CHANNEL_LAYERS = environment.channel_layers(
+    environment.text("REDIS_URL"), environment.text("REDIS_PREFIX", "wukongim")
+)
 
 # Limits and periods of the two apps; their names and defaults are in each app's conf.py.
 MESSAGING = environment.table("MESSAGING")

@@ -93,6 +93,12 @@ class TokenBody(Body):
         return uid
 
 
+class OnlineBody(Body):
+    """POST /user/onlinestatus, whose bare array comes as `uids`."""
+
+    uids = UidsField()
+
+
 class KeyBody(Body):
     """A channel whose row is written or read: adds `key` to what was sent."""
 

@@ -2,10 +2,11 @@
 
 from django.urls import path
 
-from messaging.api import views
+from messaging.api import metrics, views
 
 urlpatterns = [
     path("user/token", views.UserToken.as_view()),
+    path("user/onlinestatus", views.OnlineStatus.as_view()),
     path("channel", views.ChannelSave.as_view()),
     path("channel/info", views.ChannelInfo.as_view()),
     path("channel/delete", views.ChannelDelete.as_view()),
@@ -17,4 +18,5 @@ urlpatterns = [
     path("route", views.Route.as_view()),
     path("health", views.Health.as_view()),
     path("readyz", views.Ready.as_view()),
+    path("metrics", metrics.Metrics.as_view()),
 ]

@@ -8,12 +8,12 @@ from django.db import Error, connection, transaction
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from messaging import auth, node, sending
+from messaging import auth, node, registry, sending
 from messaging.api import history, serializers
 from messaging.messages import Draft, Refused
 from messaging.protocol.reasons import Reason
 from subscriptions import services
-from subscriptions.api.base import ACTOR, ApiView, OpenView
+from subscriptions.api.base import ACTOR, ApiView, JSONArrayBody, OpenView
 from subscriptions.api.exceptions import BadRequest, Unavailable
 from subscriptions.bindings import ChannelKey, ChannelType
 from subscriptions.models import Channel, Membership
@@ -36,6 +36,20 @@ class UserToken(ApiView):
             return Response({"status": Reason.BAN if person.ban else Reason.DISBAND})
         auth.set_token(body["uid"], body["token"], body["device_flag"], body["device_level"])
         return _done()
+
+
+class OnlineStatus(ApiView):
+    """POST /user/onlinestatus: which of these uids are connected, on whichever node."""
+
+    parser_classes = [JSONArrayBody]
+
+    def post(self, request: Request) -> Response:
+        """An entry for each live session; who has none is absent. An empty list is a success."""
+        if not request.data:
+            return _done()
+        uids = self._cleaned(serializers.OnlineBody(data={"uids": request.data}))["uids"]
+        online = registry.device_flags(uids)
+        return Response([{"uid": uid, "device_flag": flag, "online": 1} for uid, flag in online])
 
 
 class ChannelSave(ApiView):
@@ -136,6 +150,7 @@ def _draft(body: dict[str, Any]) -> Draft:
 def _send(draft: Draft) -> Any:
     """Append a draft. Raises BadRequest with the reason of a refusal, Unavailable when late."""
     if not draft.key.is_person and find_channel(draft.key) is None:
+        sending.refuse(draft, Reason.CHANNEL_NOT_EXIST)
         raise _refusal(Reason.CHANNEL_NOT_EXIST)
     try:
         outcome = sending.send(draft)

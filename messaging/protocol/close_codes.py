@@ -37,7 +37,8 @@ REASONS: dict[CloseCode, str] = {
     CloseCode.MESSAGE_TOO_BIG: "a frame over the limit",
     CloseCode.INTERNAL_ERROR: "the server failed",
     CloseCode.RESTARTING: "the server is restarting",
-    CloseCode.TRY_AGAIN: "too far behind, or the server cannot reach its database",
+    CloseCode.TRY_AGAIN: "too far behind, or the server cannot reach its database, or hears "
+    "nothing while another does",
     CloseCode.CONNECT_TIMEOUT: "no connect within two seconds",
     CloseCode.AUTH_FAILED: "uid, device or token were not accepted",
     CloseCode.KICKED: "displaced by another connection, or sent away by an operator",

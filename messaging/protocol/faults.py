@@ -27,6 +27,11 @@ class Fault(Enum):
     NOT_A_REQUEST = (Reason.UNKNOWN, "this method takes no id", False)
     BAD_PARAMS = (Reason.UNKNOWN, "params are missing or have a wrong type", False)
     BAD_TEXT = (Reason.UNKNOWN, "a text is too long or has control characters", False)
+    BAD_POSITIONS = (
+        Reason.UNKNOWN,
+        "positions are a list, one a channel and not too many",
+        False,
+    )
     BAD_UID = (Reason.AUTH_FAIL, "a uid has 1 to 100 characters without @ # &", False)
     BAD_DEVICE = (Reason.AUTH_FAIL, "deviceFlag is 0, 1, 2 or 99", False)
     BAD_CHANNEL_ID = (Reason.CHANNEL_ID_ERROR, "this cannot be a channel id", False)

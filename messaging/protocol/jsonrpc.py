@@ -27,20 +27,24 @@ from messaging.protocol.packets import (
     Header,
     Ping,
     Pong,
+    Position,
     Recv,
     RecvAck,
+    Resumed,
     Send,
     SendAck,
     ServerPacket,
     Setting,
 )
-from subscriptions.names import has_control, is_channel_id, is_uid
+from subscriptions.names import PERSON, has_control, is_channel_id, is_uid
 
 TEXT_LENGTH = 100
 TOPIC_LENGTH = 255
 TOKEN_LENGTH = 1_000
 PAYLOAD_BYTES = 1 << 16
 """Largest message body unless a deployment says otherwise: as base64, a twelfth of a frame."""
+POSITIONS = 1_000
+"""Positions in a `connect` unless a deployment says otherwise."""
 OBJECTS = 100
 """Objects in one frame. The SDKs send one; a frame full of pings must not hold up the others."""
 CONCATENATED = 1 << 18
@@ -74,11 +78,14 @@ _skip_space = re.compile(r"[ \t\r\n]*").match
 # --- decoding ------------------------------------------------------------------------------------
 
 
-def decode(frame: str | bytes, payload_bytes: int = PAYLOAD_BYTES) -> list[ClientPacket]:
+def decode(
+    frame: str | bytes, payload_bytes: int = PAYLOAD_BYTES, positions: int = POSITIONS
+) -> list[ClientPacket]:
     """The packets of one WebSocket message, in order; responses in it are dropped (§1.1).
 
     Raises ProtocolFault for the first object that cannot be taken, such as a `send` with a payload
-    above `payload_bytes`; what came before it is in the exception's `packets`.
+    above `payload_bytes` or a `connect` with more than so many `positions`; what came before it is
+    in the exception's `packets`.
     """
     packets: list[ClientPacket] = []
     try:
@@ -86,6 +93,8 @@ def decode(frame: str | bytes, payload_bytes: int = PAYLOAD_BYTES) -> list[Clien
             packet = _packet(value)
             if isinstance(packet, Send) and len(packet.payload) > payload_bytes:
                 raise ProtocolFault(Fault.BAD_PAYLOAD, packet.request_id)
+            if isinstance(packet, Connect) and len(packet.positions or ()) > positions:
+                raise ProtocolFault(Fault.BAD_POSITIONS, packet.request_id)
             if packet is not None:
                 packets.append(packet)
     except ProtocolFault as fault:
@@ -193,7 +202,35 @@ def _connect(request_id: str | None, value: Frame) -> Connect:
         device_flag=flag,
         client_timestamp=_integer(params, 0, INT64, "clientTimestamp", "client_timestamp"),
         version=_integer(params, 0, 255, "version"),
+        positions=_positions(params.get("positions")),
     )
+
+
+def _positions(value: Any) -> tuple[Position, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise ProtocolFault(Fault.BAD_POSITIONS)
+    positions = tuple(map(_position, value))
+    if len({(each.channel_type, each.channel_id) for each in positions}) < len(positions):
+        raise ProtocolFault(Fault.BAD_POSITIONS)
+    return positions
+
+
+def _position(value: Any) -> Position:
+    """A person channel is named by the peer alone, so that each channel has one name."""
+    if not isinstance(value, dict):
+        raise ProtocolFault(Fault.BAD_POSITIONS)
+    kind = _integer(value, 0, UINT32, "channelType", "channel_type")
+    if kind not in CHANNEL_TYPES:
+        raise ProtocolFault(Fault.BAD_CHANNEL_TYPE)
+    channel_id = _channel_id(_member(value, "channelId", "channel_id"), kind)
+    if kind == PERSON and not is_uid(channel_id):
+        raise ProtocolFault(Fault.BAD_CHANNEL_ID)
+    seq = _member(value, "messageSeq", "message_seq")
+    if not _is_integer(seq) or not 0 <= seq <= INT64:
+        raise ProtocolFault(Fault.BAD_PARAMS)
+    return Position(channel_id, kind, seq)
 
 
 def _send(request_id: str | None, value: Frame) -> Send:
@@ -374,17 +411,30 @@ def _header_object(header: Header) -> Frame:
 
 
 def _connack(packet: ConnAck) -> Frame:
-    return _result(
-        packet.request_id,
-        {
-            "serverVersion": packet.server_version,
-            "serverKey": "",
-            "salt": "",
-            "timeDiff": packet.time_diff,
-            "reasonCode": 1,
-            "nodeId": packet.node_id,
-        },
-    )
+    result: Frame = {
+        "serverVersion": packet.server_version,
+        "serverKey": "",
+        "salt": "",
+        "timeDiff": packet.time_diff,
+        "reasonCode": 1,
+        "nodeId": packet.node_id,
+    }
+    if packet.positions is not None:
+        result["positions"] = [_resumed(each) for each in packet.positions]
+    return _result(packet.request_id, result)
+
+
+def _resumed(answer: Resumed) -> Frame:
+    members = {
+        "channelId": answer.channel_id,
+        "channelType": answer.channel_type,
+        "state": answer.state,
+        "messageSeq": answer.message_seq,
+        "from": answer.first,
+        "to": answer.last,
+        "reason": answer.reason,
+    }
+    return {name: value for name, value in members.items() if value is not None}
 
 
 def _sendack(packet: SendAck) -> Frame:

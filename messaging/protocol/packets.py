@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from messaging.protocol.reasons import Reason
 
@@ -41,8 +42,18 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
+class Position:
+    """How far a client is in a channel, which it names as `recv` does (docs/reference/wire.md)."""
+
+    channel_id: str
+    channel_type: int
+    message_seq: int
+
+
+@dataclass(frozen=True, slots=True)
 class Connect:
-    """The first packet of every session (§1.3)."""
+    """The first packet of every session (§1.3). `positions`: None where the client resumes nothing,
+    as the SDKs do."""
 
     request_id: str
     uid: str
@@ -51,6 +62,7 @@ class Connect:
     device_flag: int = 0
     client_timestamp: int = 0
     version: int = 0
+    positions: tuple[Position, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +107,47 @@ class Disconnect:
 ClientPacket = Connect | Send | RecvAck | Ping | Disconnect
 
 
+class Resume(StrEnum):
+    """What becomes of a position that a client named."""
+
+    OK = "ok"
+    GAP = "gap"
+    RESET = "reset"
+
+
+class ResetReason(StrEnum):
+    """Why a range is not sent."""
+
+    NOT_KEPT = "notKept"
+    TOO_FAR = "tooFar"
+    AHEAD = "ahead"
+    NOT_MEMBER = "notMember"
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The answer to a position: `message_seq` is where the session begins, `first` to `last` what
+    was missed and is sent (gap), or is not sent (reset)."""
+
+    channel_id: str
+    channel_type: int
+    state: Resume
+    message_seq: int | None = None
+    first: int | None = None
+    last: int | None = None
+    reason: ResetReason | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ConnAck:
-    """The connect was accepted. `time_diff`: server minus client, milliseconds."""
+    """The connect was accepted. `time_diff`: server minus client, milliseconds. `positions`: None
+    to a client that named none."""
 
     request_id: str
     server_version: int
     time_diff: int
     node_id: int
+    positions: tuple[Resumed, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+from collections.abc import Collection
 
 from django.conf import settings
 from rest_framework.authentication import BaseAuthentication
@@ -26,6 +27,9 @@ class ApiTokenAuthentication(BaseAuthentication):
     refused, with 401, while no token is configured.
     """
 
+    schemes: Collection[str] = ("basic",)
+    """What `Authorization` may say. `bearer` is followed by the token itself."""
+
     def authenticate(self, request: Request) -> tuple[ApiClient, None]:
         """The caller. Raises AuthenticationFailed; never lets somebody through unnamed."""
         expected = settings.WUKONGIM_API_TOKEN.encode()
@@ -35,7 +39,7 @@ class ApiTokenAuthentication(BaseAuthentication):
             )
         given = _header_token(request)
         if given is None:
-            given = _basic_password(request)
+            given = _authorization(request, self.schemes)
         if given is None:
             raise AuthenticationFailed("Send the API token in the header `token`.")
         if not hmac.compare_digest(given, expected):
@@ -52,11 +56,14 @@ def _header_token(request: Request) -> bytes | None:
     return None if value is None else _bytes(value)
 
 
-def _basic_password(request: Request) -> bytes | None:
-    """The password of HTTP Basic, empty when the header is not readable; None without one."""
+def _authorization(request: Request, schemes: Collection[str]) -> bytes | None:
+    """The token of a bearer or the password of HTTP Basic, empty when the header is not readable;
+    None where neither is given or taken."""
     scheme, _, credentials = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
-    if scheme.lower() != "basic":
+    if scheme.lower() not in schemes:
         return None
+    if scheme.lower() == "bearer":
+        return _bytes(credentials.strip())
     try:
         pair = base64.b64decode(_bytes(credentials), validate=True)
     except binascii.Error:

@@ -27,23 +27,31 @@ class JSONBody(BaseParser):
     """JSON whatever the Content-Type says, up to Django's DATA_UPLOAD_MAX_MEMORY_SIZE bytes."""
 
     media_type = "*/*"
+    kind: type = dict
+    kind_name = "object"
 
-    def parse(
-        self, stream: IO[Any], media_type: Any = None, parser_context: Any = None
-    ) -> dict[str, Any]:
+    def parse(self, stream: IO[Any], media_type: Any = None, parser_context: Any = None) -> Any:
         """The body; an empty one is an empty object. Raises BadRequest and ParseError (400)."""
         limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
         raw = stream.read() if limit is None else stream.read(limit + 1)
         if limit is not None and len(raw) > limit:
             raise BadRequest(f"The body has more than {limit} bytes. Send it in smaller parts.")
         try:
-            body = json.loads(raw, parse_constant=_refuse) if raw.strip() else {}
+            body = json.loads(raw, parse_constant=_refuse) if raw.strip() else self.kind()
         except (ValueError, RecursionError) as error:
             reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
             raise ParseError(f"The body is not JSON: {reason}.") from error
-        if not isinstance(body, dict):
-            raise ParseError(f"The body must be a JSON object, not {type(body).__name__}.")
+        if not isinstance(body, self.kind):
+            found = type(body).__name__
+            raise ParseError(f"The body must be a JSON {self.kind_name}, not {found}.")
         return body
+
+
+class JSONArrayBody(JSONBody):
+    """The same for the endpoints whose body is a bare array."""
+
+    kind = list
+    kind_name = "array"
 
 
 def _refuse(constant: str) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.db import DatabaseError
 from rest_framework import views
 from rest_framework.exceptions import APIException
 from rest_framework.response import Response
 from rest_framework.settings import api_settings
 
 from subscriptions.errors import ChannelMissing, InvalidChannel, InvalidUid
+from subscriptions.transactions import is_lock_timeout, is_transient
 
 CALLERS_FAULTS = (ChannelMissing, InvalidChannel, InvalidUid)
 """Domain errors that the caller can mend. Others are ours: logged by Django, answered 500."""
@@ -37,6 +39,8 @@ def answer_error(error: Exception, context: dict[str, Any]) -> Response | None:
     """REST framework's exception handler. None for what nobody foresaw, so that Django logs it."""
     if isinstance(error, CALLERS_FAULTS):
         error = BadRequest(str(error))
+    elif isinstance(error, DatabaseError) and (is_lock_timeout(error) or is_transient(error)):
+        error = Unavailable("The database is busy or away: nothing was changed; try again.")
     response = views.exception_handler(error, context)
     if response is not None:
         response.data = {

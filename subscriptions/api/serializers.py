@@ -14,13 +14,11 @@ from subscriptions.audit import Kind
 from subscriptions.bindings import ChannelKey
 from subscriptions.conf import conf
 from subscriptions.errors import InvalidChannel, InvalidUid
+from subscriptions.explain.questions import LARGEST, make_question
 from subscriptions.group_bindings import GroupBindingState, State
 from subscriptions.models import Finding, Membership
 from subscriptions.names import has_control
 from subscriptions.services import canonical, clean_uids
-
-LARGEST = 2**63 - 1
-"""The largest number that the databases store."""
 
 
 class TextField(serializers.Field):
@@ -192,6 +190,37 @@ class FindingQuery(Query):
     kind = serializers.ChoiceField(choices=list(Kind), required=False)
     channel = ChannelKeyField(required=False, longest=210)
     uid = UidField(required=False)
+
+
+class SeqField(TextField):
+    """A message's seq, as a query string has it."""
+
+    default_error_messages = {"seq": "must be a whole number from 0."}
+
+    def to_internal_value(self, data: Any) -> int:
+        """The number."""
+        text = super().to_internal_value(data)
+        if not (text.isascii() and text.isdecimal() and int(text) <= LARGEST):
+            self.fail("seq")
+        return int(text)
+
+
+class ExplanationQuery(StrictBody):
+    """The question of GET explanations: who, where, and which message."""
+
+    uid = UidField()
+    channel = ChannelKeyField(longest=210)
+    seq = SeqField(required=False, longest=19)
+    sender = UidField(required=False)
+    client_msg_no = TextField(required=False, longest=100)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """The question. Refuses one that names no message, or two."""
+        key = attrs.pop("channel")
+        try:
+            return {"question": make_question(attrs.pop("uid"), key, **attrs)}
+        except ValueError as error:
+            raise serializers.ValidationError(str(error)) from error
 
 
 class MembershipSerializer(serializers.ModelSerializer):

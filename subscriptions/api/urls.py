@@ -7,6 +7,7 @@ from subscriptions.api import views
 urlpatterns = [
     path("memberships", views.MembershipList.as_view(), name="subscriptions-memberships"),
     path("findings", views.FindingList.as_view(), name="subscriptions-findings"),
+    path("explanations", views.Explanations.as_view(), name="subscriptions-explanations"),
     path("health", views.Health.as_view(), name="subscriptions-health"),
     path("audits", views.AuditCollection.as_view(), name="subscriptions-audits"),
     path("audits/<str:pk>", views.AuditDetail.as_view(), name="subscriptions-audit"),

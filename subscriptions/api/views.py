@@ -19,12 +19,14 @@ from subscriptions.api.base import ACTOR, ApiView
 from subscriptions.api.exceptions import BadRequest
 from subscriptions.api.serializers import (
     AuditRequestSerializer,
+    ExplanationQuery,
     FindingQuery,
     FindingSerializer,
     MembershipQuery,
     MembershipSerializer,
     audit_outcome,
 )
+from subscriptions.explain.questions import as_json, explain_delivery
 from subscriptions.models import Audit, Finding, Membership
 from subscriptions.selectors import is_channel
 
@@ -93,6 +95,15 @@ class FindingList(ApiView, ListAPIView):
         if "open" in wanted:
             rows = rows.filter(healed_at__isnull=wanted["open"] == "1")
         return rows.filter(**{name: wanted[name] for name in ("kind", "uid") if name in wanted})
+
+
+class Explanations(ApiView):
+    """GET explanations?uid=&channel=TYPE:ID&seq=: why did they hear, or not hear, that message?"""
+
+    def get(self, request: Request) -> Response:
+        """200 with a verdict, also when that is `unknown`."""
+        question = self.query(ExplanationQuery)["question"]
+        return Response(as_json(question, explain_delivery(question)))
 
 
 class Health(ApiView):

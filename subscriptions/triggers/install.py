@@ -1,24 +1,32 @@
 """Puts the triggers in place, and tells whether they are there as written.
 
-Django rebuilds a table on SQLite to alter it and drops its triggers without a word, so they are
-dropped before migrations and created after them.
+After each `migrate` they are made those that are written here. Where Django rebuilds a table to
+alter it (SQLite) they are dropped before.
 """
 
 from __future__ import annotations
 
+import time
 from types import ModuleType
 from typing import Any
 
-from django.db import connections, transaction
+from django.core.management.base import CommandError
+from django.db import OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from subscriptions.errors import TriggersMissing
-from subscriptions.triggers import sqlite
+from subscriptions.transactions import is_conflict, is_lock_timeout
+from subscriptions.triggers import postgresql, sqlite
+from subscriptions.triggers.rules import CHANGE, CHANNEL, MEMBERSHIP, RULE
 
-MODULES: dict[str, ModuleType] = {"sqlite": sqlite}
-TABLES = frozenset({sqlite.CHANNEL, sqlite.MEMBERSHIP, sqlite.CHANGE, sqlite.RULE})
+MODULES: dict[str, ModuleType] = {"sqlite": sqlite, "postgresql": postgresql}
+TABLES = frozenset({CHANNEL, MEMBERSHIP, CHANGE, RULE})
 OUR_APPS = "wukongim_"
 """How the labels begin of the apps whose tables hang together with the triggers'."""
+
+TRY_MS, PAUSE_SECONDS, PATIENCE_SECONDS = 300, 1.0, 60.0
+"""What one try waits for the tables, and every writer behind it; then they pass for a second. After
+a minute somebody holds them who does not mean to let go."""
 
 
 def has_tables(connection: BaseDatabaseWrapper) -> bool:
@@ -27,29 +35,56 @@ def has_tables(connection: BaseDatabaseWrapper) -> bool:
 
 
 def install(connection: BaseDatabaseWrapper) -> None:
-    """Make the triggers those that are written here, in one transaction; nothing if they are."""
-    if not differing(connection):
-        return
+    """Make the triggers those that are written here, in one transaction; nothing if they are.
+
+    Nodes may be writing: they wait for the moment that it takes, and it lets them pass when it
+    does not get their tables at once. Raises TriggersMissing, with who holds them, after a minute.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while differing(connection):
+        try:
+            _create(connection)
+        except OperationalError as error:
+            if connection.in_atomic_block or not (is_conflict(error) or is_lock_timeout(error)):
+                raise
+            if time.monotonic() > deadline:
+                raise TriggersMissing(_in_the_way(connection)) from error
+            time.sleep(PAUSE_SECONDS)
+        else:
+            return
+
+
+def _create(connection: BaseDatabaseWrapper) -> None:
+    impatient = connection.vendor == "postgresql" and not connection.in_atomic_block
     with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
-        remove(connection)
-        for sql in MODULES[connection.vendor].TRIGGERS.values():
-            cursor.execute(sql)
+        if impatient:
+            cursor.execute(f"SET LOCAL lock_timeout = {TRY_MS}")
+        MODULES[connection.vendor].create(cursor)
+
+
+def _in_the_way(connection: BaseDatabaseWrapper) -> str:
+    with connection.cursor() as cursor:
+        holders = postgresql.holders(cursor)
+    return (
+        f"The triggers could not be installed within {PATIENCE_SECONDS:.0f} s, since others hold "
+        f"the tables: {'; '.join(holders) or 'nobody who can be seen'}. End their transactions "
+        "(SELECT pg_terminate_backend(PID) does), then run `manage.py migrate` again. Until then "
+        "no node starts."
+    )
 
 
 def remove(connection: BaseDatabaseWrapper) -> None:
-    """Drop every trigger of ours, those of another release too: one too many counts twice."""
-    with connection.cursor() as cursor:
-        for name in _present(connection):
-            cursor.execute(MODULES[connection.vendor].DROP.format(name=name))
+    """Drop every trigger of ours, and what belongs to them."""
+    with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
+        MODULES[connection.vendor].drop(cursor)
 
 
 def differing(connection: BaseDatabaseWrapper) -> list[str]:
-    """Names of triggers that are not in the database, not as written here, or not written here."""
-    present = _present(connection)
-    written = {
-        name: " ".join(sql.split()) for name, sql in MODULES[connection.vendor].TRIGGERS.items()
-    }
-    return [name for name in written | present if present.get(name) != written.get(name)]
+    """Triggers, and what belongs to them, that are not in the database, not as written here, or
+    not written here."""
+    with connection.cursor() as cursor:
+        names: list[str] = MODULES[connection.vendor].differing(cursor)
+    return names
 
 
 def require(connection: BaseDatabaseWrapper) -> None:
@@ -66,17 +101,18 @@ def require(connection: BaseDatabaseWrapper) -> None:
         )
 
 
-def _present(connection: BaseDatabaseWrapper) -> dict[str, str]:
-    with connection.cursor() as cursor:
-        cursor.execute(MODULES[connection.vendor].NAMES)
-        return {name: " ".join(sql.split()) for name, sql in cursor.fetchall()}
-
-
 def install_after_migrate(sender: Any, using: str, **kwargs: Any) -> None:
     """`post_migrate`: the tables are as they should be, so the triggers can be."""
     connection = connections[using]
-    if connection.vendor in MODULES and has_tables(connection):
+    if connection.vendor not in MODULES:
+        return
+    if not has_tables(connection):
+        remove(connection)  # functions outlive the tables
+        return
+    try:
         install(connection)
+    except TriggersMissing as error:
+        raise CommandError(str(error)) from error
 
 
 def remove_before_migrate(sender: Any, using: str, plan: list[Any], **kwargs: Any) -> None:
@@ -86,6 +122,8 @@ def remove_before_migrate(sender: Any, using: str, plan: list[Any], **kwargs: An
     """
     # A migration that fails leaves them dropped: `post_migrate` comes after success only. Nodes
     # and commands then refuse to work (`require`) until `migrate` has gone through.
+    connection = connections[using]
     touched = any(migration.app_label.startswith(OUR_APPS) for migration, _backwards in plan)
-    if touched and connections[using].vendor in MODULES:
-        remove(connections[using])
+    module = MODULES.get(connection.vendor)
+    if touched and module is not None and module.REBUILDS_TABLES:
+        remove(connection)

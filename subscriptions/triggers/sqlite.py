@@ -6,10 +6,24 @@ whole database anyway; the statement is the same one that locks the channel row 
 
 from __future__ import annotations
 
-CHANNEL = "wukongim_subscriptions_channel"
-MEMBERSHIP = "wukongim_subscriptions_membership"
-CHANGE = "wukongim_subscriptions_membershipchange"
-RULE = "wukongim_subscriptions_accessrule"
+from typing import Any
+
+from subscriptions.triggers.rules import (
+    CHANGE,
+    CHANNEL,
+    CHANNEL_MISSING,
+    CHANNEL_RENAMED,
+    GOING_BACK,
+    JOIN_WRITTEN,
+    LOG_REWRITTEN,
+    MEMBERSHIP,
+    MEMBERSHIP_MOVED,
+    RULE,
+    RULE_CHANGED,
+)
+
+REBUILDS_TABLES = True
+"""To alter a table Django makes another, and the triggers of the first are gone without a word."""
 
 NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
 
@@ -42,7 +56,7 @@ TRIGGERS: dict[str, str] = {
     # the change log: it is ended before the new one begins, or it would be heard in for ever.
     "wukongim_membership_joined": f"""
     CREATE TRIGGER wukongim_membership_joined AFTER INSERT ON {MEMBERSHIP} BEGIN
-        SELECT RAISE(ABORT, 'a membership needs its channel: create the channel first')
+        SELECT RAISE(ABORT, '{CHANNEL_MISSING}')
         WHERE NOT EXISTS (SELECT 1 FROM {CHANNEL} WHERE id = NEW.channel_id);
         UPDATE {CHANNEL} SET membership_version = membership_version + 1
         WHERE id = NEW.channel_id AND {STILL_JOINED};
@@ -69,7 +83,7 @@ TRIGGERS: dict[str, str] = {
     "wukongim_membership_fixed": f"""
     CREATE TRIGGER wukongim_membership_fixed BEFORE UPDATE OF channel_id, uid ON {MEMBERSHIP}
     WHEN NEW.channel_id IS NOT OLD.channel_id OR NEW.uid IS NOT OLD.uid BEGIN
-        SELECT RAISE(ABORT, 'a membership cannot be moved: delete it and create another');
+        SELECT RAISE(ABORT, '{MEMBERSHIP_MOVED}');
     END""",
     # What the change log says is the only thing that can be written there, by whomever.
     "wukongim_membership_guard": f"""
@@ -78,19 +92,19 @@ TRIGGERS: dict[str, str] = {
     WHEN NOT EXISTS (
         SELECT 1 FROM {CHANGE} WHERE channel_id = NEW.channel_id AND uid = NEW.uid AND joined
         AND version = NEW.joined_version AND seq = NEW.joined_seq) BEGIN
-        SELECT RAISE(ABORT, 'joined_version and joined_seq are written by the database');
+        SELECT RAISE(ABORT, '{JOIN_WRITTEN}');
     END""",
     "wukongim_channel_fixed": f"""
     CREATE TRIGGER wukongim_channel_fixed BEFORE UPDATE OF id, channel_id, channel_type ON {CHANNEL}
     WHEN NEW.id IS NOT OLD.id OR NEW.channel_id IS NOT OLD.channel_id
         OR NEW.channel_type IS NOT OLD.channel_type BEGIN
-        SELECT RAISE(ABORT, 'a channel cannot be renamed: its sessions are bound to its name');
+        SELECT RAISE(ABORT, '{CHANNEL_RENAMED}');
     END""",
     "wukongim_channel_guard": f"""
     CREATE TRIGGER wukongim_channel_guard
     BEFORE UPDATE OF last_seq, membership_version ON {CHANNEL}
     WHEN NEW.last_seq < OLD.last_seq OR NEW.membership_version < OLD.membership_version BEGIN
-        SELECT RAISE(ABORT, 'a channel''s head and version never go back');
+        SELECT RAISE(ABORT, '{GOING_BACK}');
     END""",
     "wukongim_channel_flags": f"""
     CREATE TRIGGER wukongim_channel_flags
@@ -115,11 +129,13 @@ TRIGGERS: dict[str, str] = {
     END""",
     "wukongim_change_guard": f"""
     CREATE TRIGGER wukongim_change_guard BEFORE UPDATE ON {CHANGE}
-    WHEN (NEW.id, NEW.channel_id, NEW.uid, NEW.version, NEW.seq, NEW.joined, NEW.at)
-        IS NOT (OLD.id, OLD.channel_id, OLD.uid, OLD.version, OLD.seq, OLD.joined, OLD.at)
+    WHEN (NEW.id, NEW.channel_id, NEW.uid, NEW.version, NEW.seq, NEW.joined, NEW.at,
+            NEW.change_mark)
+        IS NOT (OLD.id, OLD.channel_id, OLD.uid, OLD.version, OLD.seq, OLD.joined, OLD.at,
+            OLD.change_mark)
         OR (OLD.actor IS NOT NULL AND NEW.actor IS NOT OLD.actor)
         OR (OLD.reason IS NOT NULL AND NEW.reason IS NOT OLD.reason) BEGIN
-        SELECT RAISE(ABORT, 'the change log is append-only; only its actor can be named, once');
+        SELECT RAISE(ABORT, '{LOG_REWRITTEN}');
     END""",
     "wukongim_rule_insert": _rule_trigger("INSERT", "NEW"),
     "wukongim_rule_delete": _rule_trigger("DELETE", "OLD"),
@@ -127,12 +143,36 @@ TRIGGERS: dict[str, str] = {
     CREATE TRIGGER wukongim_rule_fixed BEFORE UPDATE ON {RULE}
     WHEN (NEW.channel_id, NEW.channel_type, NEW.uid, NEW.allow)
         IS NOT (OLD.channel_id, OLD.channel_type, OLD.uid, OLD.allow) BEGIN
-        SELECT RAISE(ABORT, 'an access rule cannot be changed: delete it and create another');
+        SELECT RAISE(ABORT, '{RULE_CHANGED}');
     END""",
 }
 
-DROP = "DROP TRIGGER IF EXISTS {name}"
-NAMES = r"""
+PRESENT = r"""
     SELECT name, sql FROM sqlite_master
     WHERE type = 'trigger' AND name LIKE 'wukongim\_%' ESCAPE '\'
 """
+
+
+def differing(cursor: Any) -> list[str]:
+    """Names of triggers that are not there, not as written here, or not written here."""
+    written = {name: " ".join(sql.split()) for name, sql in TRIGGERS.items()}
+    present = _present(cursor)
+    return [name for name in written | present if present.get(name) != written.get(name)]
+
+
+def create(cursor: Any) -> None:
+    """Make all of them, in place of whatever is there."""
+    drop(cursor)
+    for sql in TRIGGERS.values():
+        cursor.execute(sql)
+
+
+def drop(cursor: Any) -> None:
+    """Drop every trigger of ours, those of another release too: one too many counts twice."""
+    for name in _present(cursor):
+        cursor.execute(f"DROP TRIGGER {name}")
+
+
+def _present(cursor: Any) -> dict[str, str]:
+    cursor.execute(PRESENT)
+    return {name: " ".join(sql.split()) for name, sql in cursor.fetchall()}

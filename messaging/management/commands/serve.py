@@ -1,40 +1,30 @@
-"""`manage.py serve`: one node, HTTP and WebSocket on one port, under uvicorn."""
+"""`manage.py serve`: HTTP and WebSocket on one port, under uvicorn, in one process or several."""
 
-import errno
-import signal
 import socket
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
-import uvicorn
-from channels.routing import get_default_application
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError, connection
 
 from messaging import registry
-from messaging.conf import conf
 from messaging.layer import in_memory
+from messaging.lifespan import LEASE_LEFT
+from messaging.serving import addresses, listen, serve
+from messaging.workers import Workers
 from subscriptions.errors import TriggersMissing
 from subscriptions.triggers import install
 
-BACKLOG = (
-    2048  # sockets the kernel holds while we are busy; a whole node's clients may come at once
-)
-PING_INTERVAL = PING_TIMEOUT = 20  # seconds; a peer that vanished is noticed within both
-SHUTDOWN_GRACE = 30  # seconds that open requests and sockets get to finish
-# Milliseconds that sent bytes may stay unacknowledged. Without it a reader that stalled keeps its
-# buffers for ever: closing waits until they are empty, and no ping gets through to fail.
-USER_TIMEOUT = 30_000
+NOT_STARTED = "The application did not start; the log above says why."
 
 
 class Command(BaseCommand):
     help = (
         "Serves the chat, the HTTP API and the admin on one port until SIGTERM or Ctrl-C. Stopping "
-        "tells every client to come back (close code 1012), lets requests finish, and exits with 0."
+        "tells every client to come back (close code 1012), one after the other, lets requests "
+        "finish, and exits with 0 within 30 seconds."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -50,13 +40,52 @@ class Command(BaseCommand):
             default=8000,
             help="Port to listen on, 8000 unless given. 0 takes a free one and prints it.",
         )
+        parser.add_argument(
+            "--workers",
+            type=_count,
+            default=1,
+            metavar="N",
+            help="Processes that share the port, 1 unless given; each is a node, and one that dies "
+            "is started again. More than one need WUKONGIM_REDIS_URL, through which they hear of "
+            "each other. They want PostgreSQL, too: SQLite serves them, but has one writer at a "
+            "time, so that they send no faster than one.",
+        )
 
-    def handle(self, *, host: str, port: int, **options: Any) -> None:
+    def handle(self, *, host: str, port: int, workers: int, **options: Any) -> None:
         _require_secret_key()
+        _require_reach(workers)
         _require_triggers()
         self._warn_of_neighbours()
-        with listen(host, port) as listener:
-            run(listener, lambda: self._say(addresses(listener)))
+        with listen(host, port) as listener:  # workers share a port, but with nobody else
+            place, address = addresses(listener), listener.getsockname()[:2]
+            if workers == 1:
+                self._serve_here(listener, place)
+        if workers > 1:
+            self._serve_workers(address, workers, place)
+
+    def _serve_here(self, listener: socket.socket, place: str) -> None:
+        try:
+            ended_well = serve(listener, lambda: self._say(place))
+        except SystemExit as error:  # uvicorn's way to say so
+            raise CommandError(NOT_STARTED) from error
+        if not ended_well:
+            raise CommandError(LEASE_LEFT)
+
+    def _serve_workers(self, address: tuple[str, int], count: int, place: str) -> None:
+        if connection.vendor == "sqlite":
+            self.stderr.write(
+                f"{count} workers on SQLite write one at a time: they deliver faster than one, and "
+                "store no faster. WUKONGIM_DATABASE_URL names a PostgreSQL."
+            )
+        close_pool = getattr(connection, "close_pool", None)
+        if close_pool is not None:
+            close_pool()  # each worker has its own
+        workers = Workers(address, count)
+        ended_well = workers.run(lambda: self._say(place))
+        if not workers.started:
+            raise CommandError(NOT_STARTED)
+        if not ended_well:
+            raise CommandError("A worker did not end as it should; the log above says which.")
 
     def _say(self, line: str) -> None:
         self.stdout.write(line)
@@ -74,81 +103,6 @@ class Command(BaseCommand):
             )
 
 
-class Server(uvicorn.Server):
-    """Says where it can be reached once it can."""
-
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_started = on_started
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then say so; when the application fails there is nothing to say."""
-        await super().startup(sockets)
-        if self.started:
-            self._on_started()
-
-
-def run(listener: socket.socket, on_started: Callable[[], None]) -> None:
-    """Serve until a signal; raises CommandError when the application did not start."""
-    server = Server(
-        uvicorn.Config(
-            get_default_application(),
-            loop="uvloop",
-            http="httptools",
-            ws="websockets-sansio",  # the legacy class fails when two tasks send to a slow socket
-            ws_per_message_deflate=False,  # chat frames are small: memory and CPU for nothing
-            ws_max_size=conf().frame_bytes,  # a longer message is closed with 1009
-            ws_ping_interval=PING_INTERVAL,
-            ws_ping_timeout=PING_TIMEOUT,
-            timeout_graceful_shutdown=SHUTDOWN_GRACE,
-            lifespan="on",
-            log_config=None,  # the project's LOGGING
-            access_log=False,
-            server_header=False,
-        ),
-        on_started,
-    )
-    _stop_on_signals(server)
-    try:
-        server.run(sockets=[listener])
-    except SystemExit as error:  # uvicorn's way to say so
-        raise CommandError("The application did not start; the log above says why.") from error
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; raises CommandError with what to do about it."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise CommandError(_why_not(error, host, port)) from error
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; accepted sockets inherit it
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
-    return listener
-
-
-def addresses(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):  # noqa: S104  # named, not bound
-        host = "127.0.0.1"
-    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return f"Serving: chat ws://{place}/ws, admin http://{place}/admin/ (Ctrl-C stops)"
-
-
-def _stop_on_signals(server: uvicorn.Server) -> None:
-    """Make SIGTERM and SIGINT end the server and nothing more.
-
-    uvicorn has handlers of its own while it runs, then raises the signal once more under the
-    handlers it found; Python's would end a clean shutdown with -15.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        server.should_exit = True
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-
-
 def _require_secret_key() -> None:
     try:
         settings.SECRET_KEY  # noqa: B018  # Django raises on reading an empty one
@@ -157,6 +111,15 @@ def _require_secret_key() -> None:
             "There is no secret key. `manage.py bootstrap` makes what is missing; "
             "or set WUKONGIM_SECRET_KEY (in a project of your own: SECRET_KEY)."
         ) from error
+
+
+def _require_reach(workers: int) -> None:
+    if workers > 1 and in_memory():
+        raise CommandError(
+            f"{workers} workers need a channel layer that reaches them all: set "
+            "WUKONGIM_REDIS_URL. The one in memory ends with its process, and their clients would "
+            "hear each other only by the tick."
+        )
 
 
 def _require_triggers() -> None:
@@ -170,21 +133,13 @@ def _require_triggers() -> None:
         connection.close()
 
 
-def _why_not(error: OSError, host: str, port: int) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return (
-            f"Port {port} on {host} is taken: perhaps by another server of this project. "
-            "Stop that one, or choose another port with --port (make run PORT=8001) and, so that "
-            "two servers do not share one database, another WUKONGIM_DATA_DIR."
-        )
-    if error.errno == errno.EACCES:
-        return f"Port {port} needs more rights than this user has; choose one above 1023."
-    if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
-        return f"{host} is no address of this machine; 127.0.0.1 and 0.0.0.0 always are."
-    return f"Cannot listen on {host}, port {port}: {error.strerror}."
-
-
 def _port(word: str) -> int:
     if not (word.isdecimal() and int(word) <= 65535):
         raise ArgumentTypeError(f"{word!r} is no port: a number from 0 to 65535 is.")
+    return int(word)
+
+
+def _count(word: str) -> int:
+    if not (word.isdecimal() and 1 <= int(word) <= 64):
+        raise ArgumentTypeError(f"{word!r} is no number of workers: 1 to 64 is.")
     return int(word)

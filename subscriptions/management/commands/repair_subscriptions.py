@@ -130,8 +130,8 @@ def _require_tables() -> None:
     """Raises where the database does not count its changes: no check would be true."""
     if not install.has_tables(connection):
         raise ValueError(
-            f"The database {connection.settings_dict['NAME']} has no tables. Is WUKONGIM_DATA_DIR"
-            " the server's? `manage.py migrate` makes new ones."
+            f"The database {connection.settings_dict['NAME']} has no tables. Are WUKONGIM_DATA_DIR"
+            " and WUKONGIM_DATABASE_URL the server's? `manage.py migrate` makes new ones."
         )
     install.require(connection)
 

@@ -1,0 +1,188 @@
+"""One node under uvicorn: how it listens, serves, and ends within what a supervisor allows.
+
+Ending is the order of things here. Nobody new is accepted, the node drains (`Node.drain`), what
+does not go is cut, requests finish, and the lifespan ends the node. Each step has a bound; what
+ignores its bound is ended with the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from types import FrameType
+
+import uvicorn
+from channels.routing import get_default_application
+from django.core.management.base import CommandError
+
+from messaging.conf import conf
+from messaging.node import drain_node
+from messaging.sockets import BoundedProtocol
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = (
+    2048  # sockets the kernel holds while we are busy; a whole node's clients may come at once
+)
+PING_INTERVAL = PING_TIMEOUT = 20  # seconds; a peer that vanished is noticed within both
+REQUESTS_GRACE = 3  # seconds that open requests get once the node has drained
+STOP_SECONDS = 28  # from the signal to the end at the latest; supervisors give 30
+EXIT_SECONDS = 2  # for the interpreter to end, which waits for threads that wait for a database
+# Milliseconds that sent bytes may stay unacknowledged. Without it a reader that stalled keeps its
+# buffers for ever: closing waits until they are empty, and no ping gets through to fail.
+USER_TIMEOUT = 30_000
+
+
+class Server(uvicorn.Server):
+    """Says when it serves, and drains its node before it ends."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_started: Callable[[], None],
+        ends_with: BaseProcess | None = None,
+    ) -> None:
+        super().__init__(config)
+        self._on_started, self._ends_with = on_started, ends_with
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop on SIGTERM and SIGINT, once: a second one changes nothing.
+
+        uvicorn would raise the signal again at the end, which makes an exit code of it, and would
+        leave the node as it is at the second Ctrl-C.
+        """
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self.stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        yield
+
+    def stop(self) -> None:
+        """End, within STOP_SECONDS. From any thread, any number of times."""
+        if not self.should_exit:
+            self.should_exit = True
+            end_within(STOP_SECONDS)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then say so; when the application fails there is nothing to say."""
+        if self._ends_with is not None:
+            loop, sentinel = asyncio.get_running_loop(), self._ends_with.sentinel
+            loop.add_reader(sentinel, self._orphaned, loop, sentinel)
+        await super().startup(sockets)
+        if self.started:
+            self._on_started()
+
+    def _orphaned(self, loop: asyncio.AbstractEventLoop, sentinel: int) -> None:
+        loop.remove_reader(sentinel)
+        logger.warning("worker.orphaned", extra={"pid": os.getpid()})
+        self.stop()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept nobody, drain, cut who did not go, and end."""
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        await drain_node()
+        for protocol in list(self.server_state.connections):
+            if isinstance(protocol, BoundedProtocol) and protocol.stalled:
+                protocol.cut("draining")
+        await super().shutdown(sockets)
+
+
+def serve(
+    listener: socket.socket,
+    on_started: Callable[[], None],
+    ends_with: BaseProcess | None = None,
+) -> bool:
+    """Serve until a signal, or until the process `ends_with` has ended; returns whether the node
+    could say so to its database. Raises SystemExit when the application did not start."""
+    server = Server(configuration(), on_started, ends_with)
+    server.run(sockets=[listener])
+    end_within(EXIT_SECONDS)
+    return not server.lifespan.should_exit
+
+
+def configuration() -> uvicorn.Config:
+    """uvicorn's options: the same for one process and for each of several."""
+    return uvicorn.Config(
+        get_default_application(),
+        loop="uvloop",
+        http="httptools",
+        ws=BoundedProtocol,
+        ws_per_message_deflate=False,  # chat frames are small: memory and CPU for nothing
+        ws_max_size=conf().frame_bytes,  # a longer message is closed with 1009
+        ws_ping_interval=PING_INTERVAL,
+        ws_ping_timeout=PING_TIMEOUT,
+        timeout_graceful_shutdown=REQUESTS_GRACE,
+        lifespan="on",
+        log_config=None,  # the project's LOGGING
+        access_log=False,
+        server_header=False,
+    )
+
+
+def end_within(seconds: float) -> None:
+    """End this process by then, come what may: a thread that waits for a database that froze keeps
+    an interpreter from ending for ever. Its lease ends by itself."""
+
+    def end() -> None:
+        logger.error("process.cut", extra={"pid": os.getpid(), "seconds": seconds})
+        logging.shutdown()
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+
+
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening socket; raises CommandError with what to do about it.
+
+    A shared one is one of several on its port, among which the kernel spreads connections. Where
+    two processes accept from one socket instead, the one that wakes first takes what has come: of
+    300 clients that came back at once one worker had 199 and the other 101; here 151 and 149.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server(
+            (host, port), family=family, backlog=BACKLOG, reuse_port=shared
+        )
+    except OSError as error:
+        raise CommandError(_why_not(error, host, port)) from error
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; accepted sockets inherit it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
+    return listener
+
+
+def addresses(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):  # noqa: S104  # named, not bound
+        host = "127.0.0.1"
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"Serving: chat ws://{place}/ws, admin http://{place}/admin/ (Ctrl-C stops)"
+
+
+def _why_not(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"Port {port} on {host} is taken: perhaps by another server of this project. "
+            "Stop that one, or choose another port with --port (make run PORT=8001) and, so that "
+            "two servers do not share one database, another WUKONGIM_DATA_DIR."
+        )
+    if error.errno == errno.EACCES:
+        return f"Port {port} needs more rights than this user has; choose one above 1023."
+    if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+        return f"{host} is no address of this machine; 127.0.0.1 and 0.0.0.0 always are."
+    return f"Cannot listen on {host}, port {port}: {error.strerror}."
