@@ -1,11 +1,13 @@
 """`make mutants`: switch off one safeguard after another; the tests must notice each.
 
-Every mutant is a copy of the tree with one edit, in which `make test` runs until its first failure.
-That failure counts only if the same test passes in the tree as it is. Exit code 0: all noticed.
+Every mutant is a copy of the tree with one edit, in which the tests that are named beside it run
+until the first failure. That failure counts only if the same test passes in the tree as it is. Exit
+code 0: all noticed. `make mutants ARGS="lane slow"` tries those whose names have one of the words.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -20,82 +22,497 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Mutant:
-    """One safeguard, and the edit that switches it off: `old` stands exactly once in `file`."""
+    """One safeguard, and the edit that switches it off: `old` stands exactly once in `file`.
+
+    `tests` are files and folders of tests/ that ought to notice; `network`: on PostgreSQL and
+    Valkey.
+    """
 
     name: str
     file: str
     old: str
     new: str
+    tests: str
+    network: bool = False
 
 
 MUTANTS = [
+    # --- hearing ---
     Mutant(
         "the fence: what a binding may hear",
         "subscriptions/bindings.py",
         "return any(interval.covers(version) for interval in self.intervals)",
         "return True",
+        "subscriptions/test_bindings.py messaging/test_schedules.py",
     ),
     Mutant(
         "the fence: withhold what cannot be judged",
         "subscriptions/bindings.py",
         "return version <= self.version",
         "return True",
+        "messaging/test_schedules.py scenarios",
     ),
     Mutant(
         "the gap fetch: notice the hole",
         "messaging/hub.py",
         "if message.seq != heard + 1:",
         "if False:",
+        "messaging/test_schedules.py scenarios",
     ),
     Mutant(
         "the gap fetch: read what is missing",
         "messaging/catch_up.py",
         "while behind := self.hub.behind(channel):",
         "while behind := []:",
-    ),
-    Mutant(
-        "the sweep",
-        "messaging/tick.py",
-        '"""Read what is new in the database, whether or not anybody rang."""',
-        "return",
-    ),
-    Mutant(
-        "the check",
-        "messaging/tick.py",
-        '"""A slice of the check, mended at once; after a round the node counts as checked."""',
-        "return",
-    ),
-    Mutant(
-        "the rejoin",
-        "messaging/layer.py",
-        '"""Leave and join: a join alone sends nothing for a group it believes to be in (§7)."""',
-        "return",
-    ),
-    Mutant(
-        "the sender's re-judgement",
-        "messaging/log.py",
-        "if row is not None and row.version in (",
-        "if row and (row.pk, draft.sender) in self._verdicts or row and row.version in (",
-    ),
-    Mutant(
-        "the third witness",
-        "subscriptions/audit.py",
-        'return "position"',
-        'return ""',
+        "messaging/test_schedules.py scenarios",
     ),
     Mutant(
         "the second look after binding",
         "messaging/consumers.py",
         "self.node.errand(self.node.confirm(self.session))",
         "pass",
+        "scenarios/test_connect.py scenarios",
+    ),
+    # --- the tick ---
+    Mutant(
+        "the sweep",
+        "messaging/tick.py",
+        '"""Read what is new in the database, whether or not anybody rang."""',
+        "return",
+        "scenarios/test_sweep.py scenarios/test_raw_sql.py",
+    ),
+    Mutant(
+        "the sweep's memory of transactions under way",
+        "subscriptions/marks.py",
+        "(change_mark = ANY(%s) OR change_mark >= %s)",
+        "(change_mark = ANY(%s) AND false OR change_mark >= %s)",
+        "subscriptions/test_marks.py",
+        network=True,
+    ),
+    Mutant(
+        "the check",
+        "messaging/tick.py",
+        '"""A slice of the check, mended at once; after a round the node counts as checked."""',
+        "return",
+        "scenarios/test_lost_binding.py scenarios",
+    ),
+    Mutant(
+        "the third witness",
+        "subscriptions/audit.py",
+        'return "position"',
+        'return ""',
+        "scenarios/test_findings.py",
+    ),
+    Mutant(
+        "the sweep of dead nodes",
+        "messaging/tick.py",
+        "if now - self._beating_since > self.node.conf.lease_seconds:",
+        "if False:",
+        "messaging/test_tick.py scenarios/test_two_nodes.py",
+    ),
+    Mutant(
+        "the registration of a node that was swept",
+        "messaging/tick.py",
+        "await self.node.database.write(registry.register_again, self.node.id, rows)",
+        "pass",
+        "scenarios/test_node_life.py messaging/test_tick.py",
+    ),
+    Mutant(
+        "the leave of a deaf node's sessions",
+        "messaging/tick.py",
+        "node.deserted = await node.database.read(registry.others_hear, node.id)",
+        "node.deserted = False",
+        "scenarios/test_node_life.py",
+    ),
+    Mutant(
+        "the join that a missed doorbell asks for",
+        "messaging/catch_up.py",
+        "self.layer.rejoin_soon(group.name for group in groups)",
+        "pass",
+        "scenarios/test_lost_binding.py scenarios/test_findings.py",
+    ),
+    Mutant(
+        "the new connection of a deaf node",
+        "messaging/tick.py",
+        "await node.remake_layer()",
+        "pass",
+        "scenarios/test_deaf_node.py",
+    ),
+    Mutant(
+        "the layer's share of the check",
+        "messaging/tick.py",
+        "found + check.check_layer(self.node, turn, slices) + check.check_ahead(self.node)",
+        "found + check.check_ahead(self.node)",
+        "scenarios/test_deaf_node.py",
+    ),
+    Mutant(
+        "the time of the last complete check",
+        "messaging/tick.py",
+        "await self.node.database.write(registry.mark_checked, self.node.id, seconds)",
+        "pass",
+        "messaging/test_tick.py scenarios/test_findings.py scenarios/test_node_life.py",
+    ),
+    Mutant(
+        "the beat beside the steps",
+        "messaging/tick.py",
+        'while "beat" in self.node.conf.steps:',
+        "while False:",
+        "messaging/test_tick.py",
+    ),
+    Mutant(
+        "readiness that a deaf node denies",
+        "messaging/node.py",
+        "if self.probe.missed >= 2 * self.conf.probe_misses:",
+        "if False:",
+        "scenarios/test_node_life.py scenarios/test_broken_layer.py messaging",
+    ),
+    # --- the layer ---
+    Mutant(
+        "the rejoin, in memory",
+        "messaging/layer.py",
+        "await self._for_each(groups, self._layer.group_discard, self._layer.group_add)",
+        "await self._for_each(groups, self._layer.group_add)",
+        "messaging/test_layer.py scenarios/test_lost_binding.py",
+    ),
+    Mutant(
+        "the rejoin, over Redis",
+        "messaging/layer.py",
+        "            await self.join(groups)\n        else:\n",
+        "            return\n        else:\n",
+        "messaging/test_redis_layer.py",
+    ),
+    Mutant(
+        "the look after a reconnect",
+        "messaging/node.py",
+        "            try:\n                await self._look_at_everything()\n            except",
+        "            try:\n                pass\n            except",
+        "messaging/test_redis_layer.py scenarios/test_broken_layer.py",
+    ),
+    Mutant(
+        "the comparison with the server's count of subscriptions",
+        "messaging/redis_layer.py",
+        "if found and int(found[1]) != len(self.confirmed):",
+        "if False:",
+        "messaging/test_redis_layer.py scenarios/test_broken_layer.py",
+    ),
+    Mutant(
+        "the wait for Redis to confirm",
+        "messaging/redis_layer.py",
+        "            await shard.confirm(part)\n",
+        "            pass\n",
+        "messaging/test_redis_layer.py",
+    ),
+    Mutant(
+        "the time that a publish may take",
+        "messaging/layer.py",
+        "(conf().layer_seconds):\n                    await self._publish(batch)",
+        "(None):\n                    await self._publish(batch)",
+        "messaging/test_layer.py messaging/test_redis_layer.py scenarios/test_broken_layer.py",
+    ),
+    Mutant(
+        "the notice of a new connection",
+        "messaging/redis_layer.py",
+        "if again and self.channel_layer.on_reconnect:",
+        "if False:",
+        "messaging/test_redis_layer.py",
+    ),
+    Mutant(
+        "the patience with a connection that is silent",
+        "messaging/redis_layer.py",
+        "async with asyncio.timeout(ANSWER_SECONDS):",
+        "async with asyncio.timeout(None):",
+        "messaging/test_redis_layer.py",
+    ),
+    Mutant(
+        "the bound of what waits to be published",
+        "messaging/layer.py",
+        "asyncio.Queue(conf().publish_queue)",
+        "asyncio.Queue()",
+        "messaging/test_layer.py messaging/test_redis_layer.py",
+    ),
+    Mutant(
+        "the inbox that outlives a cancelled reader",
+        "messaging/layer.py",
+        "if self._receiver is None or self._receiver.cancelled():",
+        "if True:",
+        "messaging/test_layer.py messaging/test_redis_layer.py",
+    ),
+    # --- sending ---
+    Mutant(
+        "the sender's re-judgement",
+        "messaging/appender.py",
+        "return version == row.version and time.monotonic() < until",
+        "return version >= 0 and time.monotonic() < until",
+        "messaging/test_log.py",
+    ),
+    Mutant(
+        "the skipping of rows that others hold",
+        "messaging/message_table.py",
+        "{'SKIP LOCKED' if wait is None else ''}",
+        "",
+        "messaging/test_log_lanes.py",
+        network=True,
+    ),
+    Mutant(
+        "the slow lane's turn from channel to channel",
+        "messaging/log.py",
+        "wait = max(SHORTEST_WAIT, SLOW_SECONDS / len(self._held))",
+        "wait = 60.0",
+        "messaging/test_log_lanes.py",
+        network=True,
+    ),
+    Mutant(
+        "the order of messages through both lanes",
+        "messaging/log.py",
+        "held = self._held.get(draft.key)",
+        "held = None",
+        "messaging/test_log_lanes.py",
+        network=True,
+    ),
+    Mutant(
+        "the search for what a lost commit may have stored",
+        "messaging/appender.py",
+        "batch = _begin(drafts, doubtful, wait)",
+        "batch = _begin(drafts, (), wait)",
+        "messaging/test_log_lanes.py",
+        network=True,
+    ),
+    Mutant(
+        "the second try of a batch",
+        "messaging/appender.py",
+        "if attempt == ATTEMPTS or not is_transient(error):",
+        "if True:",
+        "messaging/test_log_lanes.py",
+        network=True,
+    ),
+    Mutant(
+        "the order of a batch that is split",
+        "messaging/appender.py",
+        "rest = [each for each in second if each[0].key not in held]",
+        "rest, held = second, set()",
+        "messaging/test_log_lanes.py",
+        network=True,
+    ),
+    Mutant(
+        "the share of one held channel",
+        "messaging/log.py",
+        "(held is not None and self._is_full(held))",
+        "False",
+        "messaging/test_log_lanes.py",
+        network=True,
+    ),
+    # --- the ledger ---
+    Mutant(
+        "the marks of another cluster",
+        "subscriptions/marks.py",
+        '" AND change_mark < pg_snapshot_xmax(pg_current_snapshot())::text::bigint"',
+        '""',
+        "subscriptions/test_marks.py",
+        network=True,
+    ),
+    Mutant(
+        "the refusal of TRUNCATE",
+        "subscriptions/triggers/postgresql.py",
+        'return f"BEFORE TRUNCATE ON {table} FOR EACH STATEMENT {_refuse(TRUNCATED)}"',
+        'return f"BEFORE TRUNCATE ON {table} FOR EACH STATEMENT WHEN (false) {_refuse(TRUNCATED)}"',
+        "subscriptions/test_postgresql.py",
+        network=True,
+    ),
+    # --- sessions ---
+    Mutant(
+        "the order of connects and new tokens",
+        "messaging/registry.py",
+        "    hold_device(session.uid, session.device_flag)\n",
+        "    pass\n",
+        "messaging/test_registry.py messaging/test_auth.py",
+        network=True,
+    ),
+    Mutant(
+        "the kick of who was displaced while the node was taken for dead",
+        "messaging/registry.py",
+        "        _kick_displaced(page)\n",
+        "        pass\n",
+        "messaging/test_registry.py scenarios/test_node_life.py",
+    ),
+    # --- draining ---
+    Mutant(
+        "the spread of those who are asked to come back",
+        "messaging/node.py",
+        "await asyncio.sleep(max(0.0, due - self.loop.time()))",
+        "pass",
+        "scenarios/test_node_life.py scenarios/test_rolling_restart.py",
+    ),
+    Mutant(
+        "the appending of what waits when a node stops",
+        "messaging/node.py",
+        "await self.log.stop(STEP_SECONDS)",
+        "pass",
+        "scenarios/test_node_life.py scenarios/test_rolling_restart.py",
+    ),
+    Mutant(
+        "the cut of readers that stalled",
+        "messaging/serving.py",
+        "if isinstance(protocol, BoundedProtocol) and protocol.stalled:",
+        "if False:",
+        "scenarios/test_node_life.py scenarios/test_workers.py",
+    ),
+    Mutant(
+        "the cut of peers that ping and do not read",
+        "messaging/sockets.py",
+        "if self.transport.get_write_buffer_size() > UNREAD_PONGS:",
+        "if False:",
+        "messaging/test_serve.py",
+    ),
+    Mutant(
+        "the pause before a worker is started again",
+        "messaging/workers.py",
+        "pause = min(LONGEST_PAUSE, 2.0**self._failures)",
+        "pause = 0.0",
+        "scenarios/test_workers.py",
+    ),
+    Mutant(
+        "the refusal of workers without Redis",
+        "messaging/management/commands/serve.py",
+        "if workers > 1 and in_memory():",
+        "if False:",
+        "messaging/test_serve.py scenarios/test_workers.py",
+    ),
+    Mutant(
+        "the bound of refused sends",
+        "messaging/refusals.py",
+        "return of_one or self._written >= conf().refusals_a_minute",
+        "return of_one",
+        "messaging/test_refusals.py",
+    ),
+    # --- explaining ---
+    Mutant(
+        "the worst session's say",
+        "subscriptions/explain/rules.py",
+        "worst = min(sessions, key",
+        "worst = max(sessions, key",
+        "subscriptions/test_explain.py subscriptions/test_explain_command.py",
+    ),
+    # --- guarantees ---
+    Mutant(
+        "withholding while the database fails",
+        "subscriptions/bindings.py",
+        "return version <= self.version",
+        "return True",
+        "invariants/test_safety_simulated.py",
+    ),
+    Mutant(
+        "the search for foreign memberships",
+        "subscriptions/audit.py",
+        "if uid in uids and (uid, channel) not in expected:",
+        "if False:",
+        "invariants/test_safety_simulated.py",
+    ),
+    Mutant(
+        "the leave of who has heard the last that is theirs",
+        "messaging/hub.py",
+        "        self._release(session, group)\n        return Offer.DELIVERED",
+        "        return Offer.DELIVERED",
+        "invariants",
+    ),
+    Mutant(
+        "the sweep of heads",
+        "messaging/tick.py",
+        "repaired = await self.node.catch_up.sweep_heads()",
+        "repaired = []",
+        "invariants/test_liveness_simulated.py",
+    ),
+    Mutant(
+        "the taking back of what is from the future",
+        "messaging/catch_up.py",
+        "self.hub.take_back(live, channel, page.version, top, marks)",
+        "pass",
+        "invariants/test_bindings_simulated.py",
+    ),
+    Mutant(
+        "the version that a binding keeps",
+        "messaging/hub.py",
+        "if held is None or held.version <= binding.version:",
+        "if True:",
+        "invariants/test_bindings_simulated.py",
+    ),
+    Mutant(
+        "the newer of what is read and held",
+        "messaging/hub.py",
+        "binding = max(granted, self._held(session, channel) or granted, key=VERSION)",
+        "binding = granted",
+        "invariants/test_bindings_simulated.py",
+    ),
+    Mutant(
+        "the refusal of old pages",
+        "subscriptions/bindings.py",
+        "if not page.since <= self.version < page.version:",
+        "if False:",
+        "invariants/test_bindings_simulated.py",
+    ),
+    Mutant(
+        "the repair that asks no questions",
+        "messaging/memberships.py",
+        "rebind({channel: uids for channel, uids in local.items() if uids})",
+        "rebind({})",
+        "invariants/test_bindings_simulated.py",
+    ),
+    Mutant(
+        "heads of the database",
+        "messaging/catch_up.py",
+        "self.behind |= {channel: head for channel, (head, _) in now.items()}",
+        "self.behind |= {c: self.hub.groups[c].head for c in now if c in self.hub.groups}",
+        "invariants/test_observation_simulated.py",
+    ),
+    Mutant(
+        "one record for one disagreement",
+        "messaging/tick.py",
+        "await self._mend(audit.distinct(found))",
+        "await self._mend(found)",
+        "invariants/test_observation_simulated.py",
+    ),
+    Mutant(
+        "what was mended before time was up",
+        "messaging/check.py",
+        "for part in _parts(found):",
+        "for part in [list(found)]:",
+        "scenarios/test_much_lost.py",
+    ),
+    Mutant(
+        "one record of a whole loss",
+        "subscriptions/audit.py",
+        "if len(alike) <= MANY:",
+        "if True:",
+        "invariants/test_on_a_server.py",
+    ),
+    Mutant(
+        "the age of a check in the health",
+        "subscriptions/api/health.py",
+        "age is None or age > bound for age in ages",
+        "age is None for age in ages",
+        "invariants/test_on_a_server.py",
+    ),
+    Mutant(
+        "the listening to peers",
+        "messaging/tick.py",
+        "await self._listen_to_peers()",
+        "pass",
+        "scenarios/test_peers.py",
+    ),
+    Mutant(
+        "the way of a thread to the node's loop",
+        "messaging/node.py",
+        "self.loop.call_soon_threadsafe(self.layer.publish, group, event)",
+        "self.layer.publish(group, event)",
+        "faults/test_impossible.py",
     ),
 ]
 
 
-def main() -> int:
-    """Try every mutant; 1 when one was not noticed."""
-    print(f"{len(MUTANTS)} mutants, each a run of `make test` until something fails.\n")
-    noticed = [try_mutant(number, mutant) for number, mutant in enumerate(MUTANTS, 1)]
+def main(words: list[str]) -> int:
+    """Try every mutant, or those whose names have one of the words; 1 when one was not noticed."""
+    chosen = [each for each in MUTANTS if not words or any(word in each.name for word in words)]
+    print(f"{len(chosen)} mutants, each a run of tests until something fails.\n")
+    noticed = [try_mutant(number, mutant) for number, mutant in enumerate(chosen, 1)]
     print(f"\n{sum(noticed)} of {len(noticed)} mutants noticed.")
     return 0 if all(noticed) else 1
 
@@ -107,12 +524,12 @@ def try_mutant(number: int, mutant: Mutant) -> bool:
     with tempfile.TemporaryDirectory(prefix="wukongim-mutant-") as folder:
         copy_tree(Path(folder))
         apply(mutant, Path(folder))
-        failed = failing_test(Path(folder))
+        failed = failing_test(mutant, Path(folder))
     seconds = time.monotonic() - began
     if failed is None:
         print(f"NOT NOTICED ({seconds:.0f} s)")
         return False
-    if not passes(failed):
+    if not passes(failed, mutant):
         print(f"not told: {failed} fails without the mutant, too")
         return False
     print(f"noticed by {failed} ({seconds:.0f} s)")
@@ -141,26 +558,31 @@ def apply(mutant: Mutant, folder: Path) -> None:
     file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
 
 
-def failing_test(folder: Path) -> str | None:
+def failing_test(mutant: Mutant, folder: Path) -> str | None:
     """The first test that fails in `folder`, or None when all pass."""
-    run = subprocess.run(
-        ["make", "test", "ARGS=-x -q -p no:cacheprovider --maxfail=1"],
-        cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    wanted = [f"tests/{name}" for name in mutant.tests.split()]
+    run = pytest(folder, mutant, "-n", "2", "-x", *wanted)
     if run.returncode == 0:
         return None
     found = re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", run.stdout, re.MULTILINE)
     if found is None:
-        sys.exit(f"\nmake test failed without a failing test:\n{run.stdout[-2000:]}{run.stderr}")
+        sys.exit(f"\nthe tests failed without a failing test:\n{run.stdout[-2000:]}{run.stderr}")
     return found[1]
 
 
-def passes(test: str) -> bool:
+def passes(test: str, mutant: Mutant) -> bool:
     """Whether a test passes in the tree as it is."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, stdin=subprocess.DEVNULL)
-    return run.returncode == 0
+    return pytest(ROOT, mutant, test).returncode == 0
+
+
+def pytest(folder: Path, mutant: Mutant, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A run of tests, on what the mutant is about."""
+    return subprocess.run(
+        [folder / ".venv/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        cwd=folder, env={**os.environ, "TESTS_ON": "network" if mutant.network else ""},
+        capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -17,6 +17,7 @@ from django.core.management import get_commands, load_command_class
 from django.urls import URLPattern, URLResolver, get_resolver
 from uvicorn.main import main as uvicorn_command
 
+from messaging.api.metrics import OpenFindings
 from messaging.conf import MessagingConf
 from messaging.consumers import WORDS
 from messaging.protocol.close_codes import CloseCode
@@ -24,7 +25,9 @@ from subscriptions.audit import Kind
 from subscriptions.audits import AuditOutcome
 from subscriptions.conf import SubscriptionsConf
 from subscriptions.management.commands.repair_subscriptions import report
+from subscriptions.metrics import REGISTRY
 from subscriptions.models import Audit
+from tests.faults.injections import INJECTIONS
 from tests.support.server import API_TOKEN, ServerProcess
 from wukongim.environment import KNOWN
 
@@ -138,7 +141,7 @@ def test_embedding_guide_makes_a_project_that_works(tmp_path):
     ids=["whole", "found", "nobody", "down", "silent"],
 )
 def test_guide_quotes_what_the_command_says_first(outcome):
-    guide = section(read("docs/guides/somebody-hears-nothing.md"), "1. Look, and change nothing")
+    guide = section(read("docs/guides/runbook.md"), "A user receives nothing")
     quoted = [spans(first)[0] for first, *_ in rows(guide)]
     assert len(quoted) == 5
     assert report(Audit(repair=False, kinds=[]), outcome).splitlines()[0] in quoted
@@ -257,10 +260,51 @@ def test_environment_table_has_every_variable(text):
     assert named == KNOWN
 
 
-def test_check_ids_are_those_of_the_code():
-    pattern = r"(?:wukongim|messaging|subscriptions)\.[EW]\d{3}"
-    coded = {text for tree in trees() for text in strings_in(tree) if re.fullmatch(pattern, text)}
-    assert set(re.findall(pattern, read("docs/reference/settings.md"))) == coded
+CHECK_ID = r"(?:wukongim|messaging|subscriptions)\.[EW]\d{3}"
+
+
+def check_ids() -> set[str]:
+    """The ids of the system checks that the code has."""
+    return {text for tree in trees() for text in strings_in(tree) if re.fullmatch(CHECK_ID, text)}
+
+
+def test_checks_tables_have_every_id_once():
+    text = read("docs/reference/checks.md")
+    documented = re.findall(rf"^\| `({CHECK_ID})` \|", text, re.MULTILINE)
+    assert sorted(documented) == sorted(check_ids())
+
+
+@every_document
+def test_checks_that_are_named_exist(document):
+    assert set(re.findall(CHECK_ID, document.read_text(encoding="utf-8"))) <= check_ids()
+
+
+def test_every_check_has_a_hint_that_leads_to_a_section():
+    hints = [hint for tree in trees() for hint in hints_in(tree)]
+    assert len(hints) >= len(check_ids())
+    for hint in hints:
+        places = re.findall(r'(docs/reference/\w+\.md), section "([^"]+)"', hint)
+        assert places, hint
+        for path, heading in places:
+            assert f"\n## {heading}\n" in read(path), hint
+
+
+def hints_in(tree: ast.Module) -> Iterator[str]:
+    """What the hint of each message of a system check is made of; empty where there is none."""
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call):
+            given = {each.arg: each.value for each in call.keywords}
+            if re.fullmatch(CHECK_ID, str(getattr(given.get("id"), "value", ""))):
+                yield "".join(parts_of(given["hint"], tree)) if "hint" in given else ""
+
+
+def parts_of(value: ast.expr, tree: ast.Module) -> Iterator[str]:
+    """The strings in an expression, and in what its names stand for."""
+    for node in ast.walk(value):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        for each in assigned_to(node, tree) if isinstance(node, ast.Name) else ():
+            yield from parts_of(each, tree)
 
 
 def test_findings_table_has_every_kind():
@@ -399,6 +443,25 @@ def trees() -> Iterator[ast.Module]:
             yield ast.parse(path.read_text(encoding="utf-8"))
 
 
+HOW_WORKERS_ADD_UP = {"livesum": ", sum", "livemin": ", least", "livemax": ", most"}
+
+
+def test_metrics_tables_have_every_metric_with_its_type_and_labels():
+    documented = {
+        name.strip("`"): (kind, spans(labels))
+        for name, kind, labels, *_ in rows(read("docs/reference/metrics.md"))
+    }
+    coded = {}
+    for each in list(REGISTRY._collector_to_names):
+        [family] = each.describe()
+        suffix = "_total" if family.type == "counter" else ""
+        workers = HOW_WORKERS_ADD_UP.get(getattr(each, "_multiprocess_mode", ""), "")
+        coded[family.name + suffix] = (family.type + workers, list(each._labelnames))
+    for family in OpenFindings().describe():
+        coded[family.name] = (family.type, list(family._labelnames))
+    assert documented == coded
+
+
 def test_dependencies_are_those_asked_for():
     text = read("docs/dependencies.md")
     for heading, name in (
@@ -431,9 +494,40 @@ def test_sections_that_the_code_cites_exist(cites, document):
     assert cited(cites) <= there
 
 
+FAILURES = {
+    number: line
+    for line in read("docs/reference/failures.md").splitlines()
+    for number in re.findall(r"^\| ([A-Z]\d+) \|", line)
+}
+"""Row by number, of faults and guarantees."""
+
+
+def test_every_fault_and_guarantee_has_its_row_in_order():
+    faults = [f"F{number:02}" for number in range(1, 57)]
+    guarantees = "S1, S2, L1, L2, L3, B1, B2, B3, B4, O1, O2, O3, O4"
+    assert ", ".join(FAILURES) == ", ".join([*faults, guarantees])
+
+
 def test_faults_and_guarantees_that_the_code_cites_are_listed():
-    listed = set(re.findall(r"^\| ([A-Z]\d+) \|", read("docs/reference/faults.md"), re.MULTILINE))
-    assert cited(r"\b(F\d\d)\b(?!\w)") | cited(r"\(([BLOS]\d)\)|\(([BLOS]\d), ") <= listed
+    assert cited(r"\b(F\d\d|[BLOS][1-9])\b") <= FAILURES.keys()
+
+
+def test_faults_are_proved_by_the_injections_that_name_them():
+    injected: dict[str, set[str]] = {}
+    for each in INJECTIONS.values():
+        for number in each.faults:
+            injected.setdefault(number, set()).add(each.name)
+    proofs = {number: line.split(" | ")[-1] for number, line in FAILURES.items()}
+    named = {number: set(re.findall(r"`(\w+)`", proof)) for number, proof in proofs.items()}
+    assert {number: names for number, names in named.items() if names} == injected
+
+
+def test_faults_and_guarantees_are_proved_by_tests_that_exist():
+    for number, line in FAILURES.items():
+        proof = line.split(" | ")[-1]
+        for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", proof):
+            assert re.search(rf"^(async )?def {name}\(", read(path), re.MULTILINE), (number, name)
+        assert re.search(r"`(tests/[\w/]+\.py::test_)?\w+`", proof), number
 
 
 def cited(pattern: str) -> set[str]:

@@ -13,6 +13,7 @@ from messaging.models import Device, Session
 from messaging.protocol.reasons import Reason
 from subscriptions import services
 from subscriptions.bindings import SYSTEM_UID, ChannelKey
+from tests.support.together import interleave
 
 pytestmark = pytest.mark.django_db
 
@@ -138,3 +139,45 @@ def test_token_replaced_since_the_first_look_opens_no_session(db):
     admission, opened_at = auth.open_session(row, "new")
     assert (admission.reason, opened_at is None) == (Reason.SUCCESS, False)
     assert Session.objects.get().device_level == 0
+
+
+def arrive(node, token):
+    """Connect with a token; returns the admission's reason."""
+    row = Session(id=f"s-{token}", uid="alice", device_flag=0, node_id=node)
+    return auth.open_session(row, token)[0].reason
+
+
+@pytest.mark.django_db(transaction=True)
+def test_connect_with_the_old_token_while_it_is_replaced_is_refused(transactional_db):
+    node = registry.register_node()
+    auth.set_token("alice", "old", 0, 1)
+    _, admitted = interleave(
+        lambda: auth.set_token("alice", "new", 0, 1), lambda: arrive(node, "old")
+    )
+    assert admitted == Reason.AUTH_FAIL
+    assert not Session.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_token_replaced_while_somebody_connects_with_the_old_one_sends_them_away(transactional_db):
+    node = registry.register_node()
+    auth.set_token("alice", "old", 0, 1)
+    admitted, _ = interleave(
+        lambda: arrive(node, "old"), lambda: auth.set_token("alice", "new", 0, 1)
+    )
+    assert admitted == Reason.SUCCESS
+    assert kicked() == {"s-old"}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_masters_at_once_on_two_nodes_leave_one(transactional_db):
+    here, there = registry.register_node(), registry.register_node()
+    auth.set_token("alice", "secret", 0, 1)
+
+    def master(node, name):
+        row = Session(id=name, uid="alice", device_flag=0, node_id=node)
+        return auth.open_session(row, "secret")[0].reason
+
+    both = interleave(lambda: master(here, "first"), lambda: master(there, "second"))
+    assert both == (Reason.SUCCESS, Reason.SUCCESS)
+    assert kicked() == {"first"}

@@ -54,6 +54,34 @@ async def test_rejoin_mends_a_group_lost_behind_its_back(layer):
     assert (await heard(layer))["type"] == "x"
 
 
+class Believer(MemoryLayer):
+    """A layer that does not join again what it believes to be joined, as channels_redis' own."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.believed = set()
+
+    async def group_add(self, group, channel):
+        if (group, channel) not in self.believed:
+            self.believed.add((group, channel))
+            await super().group_add(group, channel)
+
+    async def group_discard(self, group, channel):
+        self.believed.discard((group, channel))
+        await super().group_discard(group, channel)
+
+
+async def test_rejoin_mends_a_group_of_which_the_layer_believes_that_it_has_it(layer):
+    layer._layer = Believer()
+    layer.inbox = await layer._layer.new_channel()
+    await layer.join(["a"])
+    layer._layer.groups.clear()
+    await layer.join(["a"])
+    assert layer.subscribed() == set()
+    await layer.rejoin(["a"])
+    assert layer.subscribed() == {"a"}
+
+
 async def test_remake_takes_a_new_inbox_and_the_reader_goes_on(layer):
     await layer.join(["a"])
     old = layer.inbox
@@ -87,7 +115,7 @@ async def test_layer_that_hangs_holds_nobody_up(layer, settings, monkeypatch):
             with pytest.raises(TimeoutError):
                 await call(["a"])
         assert layer.publish("a", {"type": "x", "n": 1})
-        await eventually(lambda: layer.dropped == 1, "the hanging publish to be given up")
+        await eventually(lambda: layer.dropped["timeout"] == 1, "the publish to be given up")
     await layer.join(["a"])
     layer.publish("a", {"type": "x", "n": 2})
     assert (await heard(layer))["n"] == 2
@@ -98,7 +126,41 @@ async def test_full_queue_drops_and_counts(settings):
     layer = NodeLayer()  # not started: nobody takes from the queue
     assert layer.publish("a", {"type": "x"})
     assert not layer.publish("a", {"type": "x"})
-    assert layer.dropped == 1
+    assert layer.dropped == {"queue_full": 1}
+
+
+async def test_layer_that_fails_is_tried_again_with_what_waits(layer, monkeypatch, caplog):
+    async def fail(*args):
+        raise ConnectionError("gone")
+
+    await layer.join(["a"])
+    with monkeypatch.context() as patched:
+        patched.setattr(layer._layer, "group_send", fail)
+        layer.publish("a", {"type": "x", "n": 1})
+        await eventually(lambda: layer.dropped["connection"] == 1, "the event to be given up")
+    layer.publish("a", {"type": "x", "n": 2})
+    assert (await heard(layer))["n"] == 2
+    (record,) = caplog.records
+    assert (record.message, record.count) == ("event.dropped", 1)
+
+
+async def test_stop_publishes_what_waits(layer):
+    leaving = NodeLayer()
+    await leaving.start()
+    await layer.join(["a"])
+    for number in range(3):
+        leaving.publish("a", {"type": "x", "n": number})
+    await leaving.stop([])
+    assert [(await heard(layer))["n"] for _ in range(3)] == [0, 1, 2]
+
+
+async def test_cancelled_reader_loses_nothing(layer):
+    await layer.join(["a"])
+    reading = asyncio.ensure_future(layer.receive())
+    await asyncio.sleep(0)
+    reading.cancel()
+    layer.publish("a", {"type": "x", "n": 1})
+    assert (await heard(layer))["n"] == 1
 
 
 async def test_full_inbox_misses_one_event_and_stays_in_its_group(caplog):

@@ -11,8 +11,8 @@ from django.core.management.base import CommandError
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from messaging import serving
 from messaging.conf import MessagingConf
-from messaging.management.commands import serve
 from tests.support.server import ServerProcess, manage
 
 
@@ -88,21 +88,21 @@ def test_serve_refuses_a_misspelt_variable(installation):
 
 
 def test_serve_says_when_the_port_is_taken():
-    with serve.listen("127.0.0.1", 0) as first:
+    with serving.listen("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
         with pytest.raises(CommandError, match=f"Port {port} on 127.0.0.1 is taken"):
-            serve.listen("127.0.0.1", port)
+            serving.listen("127.0.0.1", port)
 
 
 def test_listen_says_when_the_host_is_not_this_machine():
     with pytest.raises(CommandError, match="no address of this machine"):
-        serve.listen("203.0.113.1", 0)
+        serving.listen("203.0.113.1", 0)
 
 
 def test_listen_gives_up_on_peers_that_acknowledge_nothing():
-    with serve.listen("127.0.0.1", 0) as listener:
+    with serving.listen("127.0.0.1", 0) as listener:
         limit = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-    assert limit == serve.USER_TIMEOUT
+    assert limit == serving.USER_TIMEOUT
 
 
 @pytest.mark.parametrize("word", ["-1", "65536", "http"])
@@ -111,9 +111,31 @@ def test_serve_refuses_what_is_no_port(word):
         call_command("serve", f"--port={word}")
 
 
+@pytest.mark.parametrize("word", ["0", "-1", "two", "65"])
+def test_serve_refuses_what_is_no_number_of_workers(word):
+    with pytest.raises(CommandError, match="no number of workers"):
+        call_command("serve", f"--workers={word}")
+
+
+PING = b"\x89\xfd" + b"\0" * 4 + b"x" * 125
+"""A ping of the longest kind, masked with zeroes."""
+
+
+def test_serve_cuts_a_peer_that_pings_and_reads_nothing(server):
+    key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+    hello = f"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n{key}\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as flood:
+        flood.sendall(hello.encode())
+        assert b"101" in flood.recv(1000)
+        with pytest.raises(ConnectionError):
+            flood.sendall(PING * 1_000_000)  # 128 MB: kernels hold a few of them, the server one
+    assert '"socket.cut"' in server.log_text()
+    assert get(server.port, "/health") == 200
+
+
 def test_addresses_name_one_that_a_browser_can_open():
-    with serve.listen("0.0.0.0", 0) as listener:
-        line = serve.addresses(listener)
+    with serving.listen("0.0.0.0", 0) as listener:
+        line = serving.addresses(listener)
         port = listener.getsockname()[1]
     assert f"ws://127.0.0.1:{port}/ws" in line
     assert "/admin/" in line

@@ -8,8 +8,10 @@ import pytest
 from django.db import OperationalError
 
 from messaging import check, registry
+from messaging.conf import conf
 from messaging.node import Node
 from messaging.tick import UIDS_A_SLICE
+from tests.support.waiting import eventually
 
 
 class Book:
@@ -24,6 +26,8 @@ class Book:
             raise OperationalError("the database is gone")
         self.written.append(change)
         return change is registry.beat or {}
+
+    beat = write
 
     read = write
 
@@ -78,7 +82,7 @@ async def test_node_is_ready_while_its_beat_is_under_way(node):
         assert node.ready
         return True
 
-    node.database.write = ask_meanwhile
+    node.database.beat = ask_meanwhile
     await node.tick.beat()
 
 
@@ -105,6 +109,25 @@ async def test_round_has_every_uid_though_half_of_them_go_meanwhile(node, monkey
     assert registry.mark_checked in node.database.written
 
 
+@pytest.mark.parametrize("slices", [1, 2, 3, 5])
+async def test_memory_is_compared_in_turns_of_its_own(node, monkeypatch, slices):
+    """A round of an odd number of slices must not pass any part of the memory over."""
+    turns = []
+    monkeypatch.setattr(check, "check_memory", lambda node, turn, slices: turns.append(turn) or [])
+    monkeypatch.setattr(check, "check_layer", lambda node, turn, slices: [])
+    monkeypatch.setattr(check, "check_memberships", nothing_found)
+    monkeypatch.setattr(check, "check_sessions", nothing_found)
+    node.hub.by_uid = {f"u{number}": {} for number in range(slices * UIDS_A_SLICE)}
+    for _ in range(2 * slices + 3):
+        await node.tick.check()
+    assert turns == [number % node.conf.check_slices for number in range(len(turns))]
+
+
+async def nothing_found(*args):
+    """A part of the check, for which all is well."""
+    return []
+
+
 async def test_step_that_gives_up_waiting_leaves_the_look_to_the_others(node, monkeypatch):
     answered = asyncio.Event()
 
@@ -119,3 +142,37 @@ async def test_step_that_gives_up_waiting_leaves_the_look_to_the_others(node, mo
     await asyncio.gather(impatient, return_exceptions=True)
     answered.set()
     await patient
+
+
+async def test_step_that_hangs_holds_up_no_beat(node, settings):
+    """A sweep may wait for a database that is busy; a lease may not."""
+    settings.MESSAGING = {"TICK_SECONDS": 0.05, "LEASE_SECONDS": 20}
+    node.conf = conf()
+    beats = asyncio.Queue()
+
+    async def hang():
+        await asyncio.Event().wait()
+
+    async def beat():
+        beats.put_nowait(True)
+
+    node.tick._steps |= {"sweep": hang, "beat": beat}
+    running = [asyncio.create_task(each()) for each in (node.tick.run, node.tick.run_beats)]
+    async with asyncio.timeout(5):
+        for _ in range(5):
+            await beats.get()
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
+async def test_node_that_drains_goes_on_to_probe_and_judges_nothing(node, settings):
+    """Others listen to its probes for as long as it beats."""
+    settings.MESSAGING = {"TICK_SECONDS": 0.01, "STEPS": ["probe"]}
+    node.conf, node.draining = conf(), True
+    running = asyncio.create_task(node.tick.run())
+    await eventually(lambda: node.probe.sent > 2 * node.conf.probe_misses, "probes of which none")
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert node.probe.missed == 0
+    assert node.database.written == []

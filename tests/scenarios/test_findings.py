@@ -20,6 +20,7 @@ from subscriptions.bindings import GroupBinding, Interval
 from subscriptions.models import Channel, Finding, Membership
 from subscriptions.triggers import install
 from tests.support.factories import in_thread, make_group, make_users
+from tests.support.layers import lose_group
 from tests.support.peers import Peer
 
 
@@ -101,7 +102,7 @@ async def lose_all_trace(room):
 
 
 async def lose_from_layer(room):
-    del room.node.layer._layer.groups[room.channel.group][room.node.layer.inbox]
+    lose_group(room.node.layer, room.channel.group)
     return "missing_group_binding", "layer"
 
 
@@ -158,7 +159,7 @@ async def leave_row_of_a_dead_node(room):
 
 
 async def deafen_node(room):
-    del room.node.layer._layer.groups[room.node.own_group]
+    lose_group(room.node.layer, room.node.own_group)
     return "deaf_node", "probe"
 
 

@@ -22,6 +22,7 @@ from subscriptions import services
 from subscriptions.bindings import ChannelKey
 from subscriptions.models import Audit, AuditAnswer, Finding, Membership
 from tests.support.factories import in_thread, make_group
+from tests.support.layers import inboxes, lose_group
 from tests.support.peers import Peer
 from tests.support.server import API_TOKEN
 from tests.support.waiting import PATIENCE, eventually
@@ -51,7 +52,7 @@ def lose_both_entries(node, channel, session):
 
 def lose_layer_entry(node, channel, session):
     """Take the node's inbox out of the layer's group."""
-    del node.layer._layer.groups[channel.group][node.layer.inbox]
+    lose_group(node.layer, channel.group)
 
 
 FAULTS = [lose_group_entry, lose_session_entry, lose_both_entries, lose_layer_entry]
@@ -255,7 +256,7 @@ def hub_picture(node):
     return (
         {channel: (set(g.sessions), dict(g.bindings)) for channel, g in node.hub.groups.items()},
         {session.id: (set(session.bindings), dict(session.heard)) for session in sessions},
-        {name: set(inboxes) for name, inboxes in node.layer._layer.groups.items()},
+        inboxes(node.layer),
     )
 
 

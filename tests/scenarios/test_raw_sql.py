@@ -1,8 +1,8 @@
 """Memberships written behind the server's back, while messages flow.
 
-The SQL goes through the `sqlite3` shell where the machine has one, else through Python's own
-module in a process of its own; the ORM's writes through `manage.py shell`, another process, too.
-None of them can ring a doorbell: the server has to notice by itself.
+The SQL goes through `psql`; on SQLite through the `sqlite3` shell where the machine has one, else
+through Python's own module, in a process of its own. The ORM's writes go through `manage.py
+shell`, another process, too. None of them can ring a doorbell: the server has to notice by itself.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pytest
 
 from tests.support.peers import Peer
 from tests.support.server import ServerProcess
+from tests.support.services import programs
 
 PACE = 1 / 200
 """Seconds between two messages of the sender."""
@@ -57,7 +58,11 @@ def server():
 
 
 def run_sql(server, sql):
-    """Run SQL in a process of its own: the sqlite3 shell, or Python where there is none."""
+    """Run SQL in a process of its own: psql, the sqlite3 shell, or Python where there is none."""
+    if server.database_url:
+        psql = [programs() / "psql", server.database_url, "-v", "ON_ERROR_STOP=1", "-c", sql]
+        subprocess.run(psql, check=True)
+        return
     shell = shutil.which("sqlite3")
     if shell:
         command = [shell, "-batch", "-bail", "-cmd", ".timeout 20000"]

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from django.db import connection
 
-from messaging.log import Appender
+from messaging.appender import Appender
 from messaging.messages import Draft
 from subscriptions.bindings import ChannelKey
 from subscriptions.models import Finding, Membership

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
+from django.db.utils import ConnectionHandler
 
-from subscriptions.checks import check_settings, check_triggers
+from subscriptions import checks
+from subscriptions.checks import check_clocks, check_connections, check_settings, check_triggers
 from subscriptions.conf import SubscriptionsConf, conf
 from subscriptions.triggers import install
 from tests.support.server import ServerProcess
@@ -56,6 +61,52 @@ def test_database_without_triggers_of_its_own_is_an_error(monkeypatch):
     [error] = check_triggers(["default"])
     assert error.id == "subscriptions.E003"
     assert f"'default' is {connection.vendor}; the triggers are written for oracle" in error.msg
+
+
+@pytest.mark.django_db
+def test_triggers_that_are_missing_are_a_warning_that_names_the_command(monkeypatch):
+    monkeypatch.setattr(install, "differing", lambda connection: ["membership_joined"])
+    [warning] = check_triggers(["default"])
+    assert (warning.id, warning.is_serious()) == ("subscriptions.W002", False)
+    assert "manage.py migrate" in warning.hint
+
+
+POSTGRESQL = {"ENGINE": "django.db.backends.postgresql", "NAME": "chat"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "ids"),
+    [
+        ({**POSTGRESQL, "CONN_MAX_AGE": 60}, ["subscriptions.W004"]),
+        ({**POSTGRESQL, "CONN_MAX_AGE": None}, ["subscriptions.W004"]),
+        ({**POSTGRESQL, "CONN_MAX_AGE": 0}, []),
+        ({**POSTGRESQL, "OPTIONS": {"pool": True}}, []),
+        ({"ENGINE": "django.db.backends.sqlite3", "CONN_MAX_AGE": None}, []),
+    ],
+)
+def test_connection_that_is_kept_for_nobody_is_a_warning(monkeypatch, entry, ids):
+    monkeypatch.setattr(checks, "connections", ConnectionHandler({"default": entry}))
+    assert [each.id for each in check_connections()] == ids
+
+
+def test_database_of_the_settings_keeps_no_connection_for_nobody():
+    assert check_connections() == []
+
+
+@pytest.mark.django_db
+def test_clocks_that_agree_are_no_message():
+    assert check_clocks(["default"]) == check_clocks(None) == []
+
+
+@pytest.mark.django_db
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="a file has no clock of its own")
+@pytest.mark.parametrize("seconds", [-120, -1.5, 1.5, 120])
+def test_clock_far_from_the_databases_is_a_warning(monkeypatch, seconds):
+    ahead = SimpleNamespace(time=lambda: time.time() + seconds)
+    monkeypatch.setattr(checks, "time", ahead)
+    [warning] = check_clocks(["default"])
+    assert (warning.id, warning.is_serious()) == ("subscriptions.W005", False)
+    assert f"clock is {abs(seconds):.1f} s from" in warning.msg
 
 
 def test_migrations_back_and_forth_leave_the_triggers_as_written():

@@ -89,7 +89,7 @@ def test_checked_sessions_are_counted(team):
 
 @pytest.mark.parametrize(
     ("checked", "state"),
-    [(59, State.BOUND), (61, State.UNCHECKED), (None, State.UNCHECKED)],
+    [(119, State.BOUND), (121, State.UNCHECKED), (None, State.UNCHECKED)],
 )
 def test_check_must_be_recent(team, checked, state):
     open_session("alice", make_node(checked=checked))
@@ -97,13 +97,13 @@ def test_check_must_be_recent(team, checked, state):
 
 
 def test_bound_of_a_check_is_a_setting(team, settings):
-    open_session("alice", make_node(checked=90))
-    settings.SUBSCRIPTIONS = {"CHECK_FRESH_SECONDS": 100}
+    open_session("alice", make_node(checked=150))
+    settings.SUBSCRIPTIONS = {"CHECK_FRESH_SECONDS": 200}
     assert state_of("alice").state == State.BOUND
 
 
 def test_one_unchecked_node_is_enough_and_its_age_is_told(team):
-    old = make_node(checked=70)
+    old = make_node(checked=130)
     for node in (make_node(checked=1), old):
         open_session("alice", node)
     told = state_of("alice")

@@ -23,7 +23,7 @@ from subscriptions.management.commands import repair_subscriptions
 from subscriptions.models import Audit, Finding, Membership
 from subscriptions.triggers import install
 from tests.support.factories import make_group
-from tests.support.server import ROOT, ServerProcess
+from tests.support.server import NETWORKED, ROOT, ServerProcess, networked_settings
 
 pytestmark = pytest.mark.django_db
 
@@ -270,11 +270,12 @@ def test_help_teaches():
 
 
 def test_from_a_shell_codes_are_the_same_and_output_is_alone():
-    server = ServerProcess()
+    server = ServerProcess(**networked_settings(template="template1") if NETWORKED else {})
     bare = server.manage("repair_subscriptions", check=False)
     assert (bare.returncode, bare.stdout) == (2, "")
-    assert f"The database {server.database} has no tables." in bare.stderr
-    assert "Is WUKONGIM_DATA_DIR the server's?" in bare.stderr
+    name = server.database_url.rpartition("/")[2] or server.database
+    assert f"The database {name} has no tables." in bare.stderr
+    assert "Are WUKONGIM_DATA_DIR and WUKONGIM_DATABASE_URL the server's?" in bare.stderr
     bare = server.manage("repair_subscriptions", "--json", check=False)
     assert (bare.returncode, bare.stderr) == (2, "")
     assert json.loads(bare.stdout)["status"] == "could_not_finish"

@@ -23,7 +23,7 @@ def test_memberships_have_head_and_version_of_their_channel(db):
     assert (alice.key, alice.joined_version, alice.version, alice.head) == (
         ChannelKey(2, "team"), 1, 2, 5,
     )  # fmt: skip
-    assert [each.channel for each in selectors.memberships_of(["alice"], other.pk)] == [other.pk]
+    assert [each.channel for each in selectors.memberships_of(["alice"], [other.pk])] == [other.pk]
 
 
 def test_memberships_of_one_uid_are_one_statement(db, django_assert_num_queries):
@@ -86,12 +86,16 @@ def test_scopes_choose_by_channel_and_uid(db):
     }  # fmt: skip
 
 
-def test_sweep_reads_the_change_log_from_its_mark(db):
+def test_sweep_reads_the_change_log_from_its_mark(transactional_db):
     team = make_group("team", "alice")
-    mark = selectors.last_change_id()
+    mark = selectors.change_mark()
     services.leave(team.key, ["alice"], actor="test")
     services.join(team.key, ["bob"], actor="test")
-    rows = selectors.changes_after(mark, 10)
+    rows, _, more = selectors.changes_after(mark, 10)
     assert [row[1:] for row in rows] == [(team.pk, "alice", 2), (team.pk, "bob", 3)]
-    assert selectors.changes_after(mark, 1) == rows[:1]
-    assert selectors.changes_after(rows[-1][0], 10) == []
+    assert not more
+    first, half_way, more = selectors.changes_after(mark, 1)
+    assert (first, more) == (rows[:1], True)
+    rest, end, more = selectors.changes_after(half_way, 1)
+    assert (rest, more) == (rows[1:], False)
+    assert selectors.changes_after(end, 10)[0] == []

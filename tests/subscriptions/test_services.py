@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 
 import pytest
-from django.db import connection, transaction
+from django.db import DatabaseError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from subscriptions import services, signals
 from subscriptions.bindings import ChannelKey
 from subscriptions.errors import ChannelMissing, InvalidChannel, InvalidUid, TriggersMissing
 from subscriptions.models import Channel, Membership, MembershipChange
-from subscriptions.triggers import install
+from tests.support.triggers import refusing, without_trigger
 
 pytestmark = pytest.mark.django_db
 
@@ -111,16 +111,8 @@ def test_any_number_of_uids_is_one_transaction_in_pages(db, settings):
 def test_failure_in_a_later_page_takes_the_earlier_ones_back(transactional_db, settings):
     settings.SUBSCRIPTIONS = {"PAGE_SIZE": 2}
     join("zoe")
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "CREATE TRIGGER refuse BEFORE INSERT ON wukongim_subscriptions_membership"
-            " WHEN NEW.uid = 'u4' BEGIN SELECT RAISE(ABORT, 'refused'); END"
-        )
-        try:
-            with pytest.raises(Exception, match="refused"):
-                join(*[f"u{n}" for n in range(6)])
-        finally:
-            cursor.execute("DROP TRIGGER refuse")
+    with refusing("u4"), pytest.raises(DatabaseError, match="refused"):
+        join(*[f"u{n}" for n in range(6)])
     assert members() == {"zoe"}
     assert Channel.objects.get().membership_version == 1
 
@@ -134,26 +126,18 @@ def test_failure_in_a_later_page_takes_the_earlier_ones_back(transactional_db, s
 )
 def test_change_that_no_trigger_counts_is_refused(transactional_db, name, change, uids):
     join("alice")
-    with connection.cursor() as cursor:
-        cursor.execute(f"DROP TRIGGER {name}")
-    try:
-        with pytest.raises(TriggersMissing, match=r"manage.py migrate.*1 memberships written, 0"):
-            change(KEY, uids, actor="test")
-        assert members() == {"alice"}
-    finally:
-        install.install(connection)
+    counted = r"manage.py migrate.*1 memberships written, 0"
+    with without_trigger(name), pytest.raises(TriggersMissing, match=counted):
+        change(KEY, uids, actor="test")
+    assert members() == {"alice"}
 
 
 def test_orm_change_that_no_trigger_counts_is_refused(transactional_db):
     channel = services.save_channel(KEY)
-    with connection.cursor() as cursor:
-        cursor.execute("DROP TRIGGER wukongim_membership_joined")
-    try:
+    with without_trigger("wukongim_membership_joined"):
         with pytest.raises(TriggersMissing), transaction.atomic():
             Membership.objects.create(channel=channel, uid="bob")
         assert members() == set()
-    finally:
-        install.install(connection)
 
 
 @pytest.mark.parametrize("uid", ["a@b", "a#b", "a&b", "a\x00", "\ud800", "x" * 101])

@@ -13,6 +13,7 @@ from subscriptions.bindings import ChannelKey
 from subscriptions.models import Membership, MembershipChange
 from subscriptions.triggers import install
 from tests.support.factories import make_group
+from tests.support.triggers import refusing
 
 pytestmark = pytest.mark.django_db
 
@@ -142,13 +143,8 @@ def test_what_cannot_be_mended_stays_found(db):
         wrong_seq()
         lost_row()
         Membership.objects.filter(uid="bob").update(joined_seq=5)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "CREATE TRIGGER refuse BEFORE INSERT ON wukongim_subscriptions_membership"
-            " BEGIN SELECT RAISE(ABORT, 'refused'); END"
-        )
+    with refusing("alice"):
         found = look(repair=True)
-        cursor.execute("DROP TRIGGER refuse")
     assert set(found) == {
         ("membership_invalid", "alice", False), ("membership_invalid", "bob", True),
     }  # fmt: skip

@@ -57,6 +57,16 @@ def connect(**members: Any) -> str:
     return request("connect", {"uid": "mallory", "token": "t", **members})
 
 
+def position(**members: Any) -> dict[str, Any]:
+    """A position that is fine but for `members`."""
+    return {"channelId": "team", "channelType": 2, "messageSeq": 7, **members}
+
+
+def resuming(**members: Any) -> str:
+    """The frame of a `connect` whose only position is fine but for `members`."""
+    return connect(positions=[position(**members)])
+
+
 def bad(fault: Fault, *frames: str | bytes, request_id: str | None = None) -> list[BadFrame]:
     """These frames, all with the same fault."""
     return [BadFrame(fault, frame, request_id) for frame in frames]
@@ -131,6 +141,28 @@ BAD_FRAMES = [
         send(topic="t" * 256), send(topic="a\nb"), connect(token="t" * 1_001),
         connect(token="\x1b"), connect(deviceId="d" * 101),
         request("disconnect", {"reason": "\x85"}), request_id="7",
+    ),
+    *bad(
+        Fault.BAD_POSITIONS, connect(positions={}), connect(positions="team"), connect(positions=7),
+        connect(positions=[None]), connect(positions=["team"]), connect(positions=[[]]),
+        connect(positions=[position()] * 2),
+        connect(positions=[position(messageSeq=1), position(messageSeq=2)]),
+        connect(positions=[position(channelId=f"c{number}") for number in range(1_001)]),
+        request_id="7",
+    ),
+    *bad(
+        Fault.BAD_PARAMS, resuming(messageSeq=None), resuming(messageSeq="7"),
+        resuming(messageSeq=-1), resuming(messageSeq=1 << 63), resuming(messageSeq=7.0),
+        resuming(messageSeq=True), resuming(channelType="2"), request_id="7",
+    ),
+    *bad(
+        Fault.BAD_CHANNEL_ID, resuming(channelId=""), resuming(channelId=None),
+        resuming(channelId="a@b"), resuming(channelId="bob@mallory", channelType=1),
+        connect(positions=[position(), position(channelId="#")]), request_id="7",
+    ),
+    *bad(
+        Fault.BAD_CHANNEL_TYPE, connect(positions=[{}]), resuming(channelType=0),
+        resuming(channelType=13), request_id="7",
     ),
     *bad(
         Fault.BAD_UID, connect(uid=""), connect(uid=" \t"), connect(uid="a@b"), connect(uid="a#"),
@@ -256,6 +288,12 @@ bad_frames: st.SearchStrategy[BadFrame] = st.one_of(
         Fault.BAD_PARAMS, lambda number: notification("recvack", {"messageId": number}),
         texts.filter(lambda text: not (text.isascii() and text.isdecimal())),
     ),
+    connects(Fault.BAD_POSITIONS, "positions", no_objects.filter(
+        lambda value: value != [] and not (isinstance(value, list) and isinstance(value[0], dict))
+    )),
+    connects(Fault.BAD_POSITIONS, "positions", st.integers(2, 50).map(
+        lambda count: [position()] * count
+    )),
     connects(Fault.BAD_UID, "uid", no_strings),
     connects(Fault.BAD_UID, "uid", st.builds("{}{}".format, texts, st.sampled_from("@#&"))),
     connects(Fault.BAD_DEVICE, "deviceFlag", st.integers(3, 98) | st.integers(100, (1 << 32) - 1)),

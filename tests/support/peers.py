@@ -108,7 +108,9 @@ class Peer:
 
     async def _take(self, frame: dict[str, Any]) -> None:
         if "id" in frame:
-            self.answers.pop(frame["id"]).set_result(frame)
+            asked = self.answers.pop(frame["id"])
+            if not asked.done():  # whoever asked may have given up
+                asked.set_result(frame)
         elif frame["method"] == "recv":
             message = frame["params"]
             self.heard[message["channelId"]].append(message)

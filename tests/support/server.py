@@ -16,12 +16,20 @@ from contextlib import asynccontextmanager, closing, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
+from uuid import uuid4
 
 import httpx
+import psycopg
 import uvicorn
+
+from tests.support import services
+from tests.support.scratch import reserve_port, scratch_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 API_TOKEN = "tests-only-api-token"
+
+NETWORKED = os.environ.get("TESTS_ON") == "network"
+"""Whether this run is on PostgreSQL and Valkey; otherwise on SQLite and a layer in memory."""
 
 # PR_SET_PDEATHSIG (1) outlives exec, so the process is the very one that an operator starts. The
 # parent may be gone before the call; then the process belongs to somebody else already.
@@ -32,20 +40,6 @@ if os.getppid() != int(sys.argv[1]):
     sys.exit("the tests have ended")
 os.execv(sys.argv[2], sys.argv[2:])
 """
-
-# Reads until the pipe's other end is gone, however that came about. A server that is being killed
-# may still write into its folder: then once more.
-SWEEP = 'read -r _; until rm -rf "$0"; do sleep 0.2; done'
-
-
-def reserve_port() -> socket.socket:
-    """A bound socket that listens to nothing: as long as it is open its port is given to nobody,
-    and a server may still listen there, again and again."""
-    holder = socket.socket()
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    holder.bind(("127.0.0.1", 0))
-    return holder
-
 
 # --- in the test's event loop -------------------------------------------------------------------
 
@@ -128,6 +122,8 @@ class ServerProcess:
         self.port = self.reservation.getsockname()[1]
         self.url = f"ws://127.0.0.1:{self.port}/ws"
         self.http = f"http://127.0.0.1:{self.port}"
+        if NETWORKED and "WUKONGIM_DATABASE_URL" not in settings:
+            settings = {**networked_settings(), **settings}
         self.environment = environment(self.folder, **settings)
         self.client = httpx.Client(
             base_url=self.http, headers={"token": API_TOKEN}, timeout=30, trust_env=False
@@ -152,6 +148,11 @@ class ServerProcess:
         return self.folder / "db.sqlite3"
 
     @property
+    def database_url(self) -> str:
+        """The PostgreSQL database; empty on SQLite."""
+        return self.environment.get("WUKONGIM_DATABASE_URL", "")
+
+    @property
     def pid(self) -> int:
         """The process that runs now."""
         assert self.process is not None
@@ -159,7 +160,7 @@ class ServerProcess:
 
     def start(self) -> Self:
         """Start, on a migrated database, and wait until the server answers."""
-        if not self.database.exists():
+        if not self.database_url and not self.database.exists():
             copy_database(migrated_database(), self.database)
         command = [sys.executable, *self._arguments]
         with (self.folder / "server.log").open("ab") as log:
@@ -177,7 +178,7 @@ class ServerProcess:
             return None
         process.send_signal(number)
         try:
-            return process.wait(timeout=20)
+            return process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -210,7 +211,11 @@ class ServerProcess:
         return manage(self.environment, *arguments, check=check)
 
     def query(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Rows of this server's database, read or changed by a statement of one's own."""
+        """Rows of this server's database, read or changed by a statement of one's own (`?`)."""
+        if self.database_url:
+            with psycopg.connect(self.database_url) as connection:
+                cursor = connection.execute(sql.replace("?", "%s"), values or None)
+                return cursor.fetchall() if cursor.description else []
         with closing(sqlite3.connect(self.database, timeout=20)) as connection, connection:
             return connection.execute(sql, values).fetchall()
 
@@ -256,6 +261,28 @@ def manage(
     return done
 
 
+def networked_settings(template: str = "", **settings: str) -> dict[str, str]:
+    """The environment of an installation on PostgreSQL and Valkey that nobody else uses, with
+    `settings` on top. Its database is a copy of `template`, of a migrated one unless told."""
+    database = services.postgres().create_database(template=template or migrated_template())
+    return {
+        "WUKONGIM_DATABASE_URL": f"{services.postgres().url}/{database}",
+        "WUKONGIM_REDIS_URL": services.valkey().url,
+        "WUKONGIM_REDIS_PREFIX": uuid4().hex,
+        **settings,
+    }
+
+
+@cache
+def migrated_template() -> str:
+    """A PostgreSQL database that `migrate` has made, for copies; returns its name."""
+    name = services.postgres().create_database()
+    settings = {"WUKONGIM_DATABASE_URL": f"{services.postgres().url}/{name}"}
+    folder = Path(tempfile.mkdtemp(dir=scratch_folder()))
+    manage(environment(folder, **settings), "migrate", "--verbosity", "0")
+    return name
+
+
 @cache
 def migrated_database() -> Path:
     """A database that `migrate` has made, for copies: it takes 2 s, a copy 5 ms."""
@@ -268,19 +295,3 @@ def copy_database(source: Path, target: Path) -> None:
     """Copy a SQLite database, with what is still in its write-ahead log."""
     with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
         old.backup(new)
-
-
-def scratch_folder() -> Path:
-    """The folder of this process for its servers' data. It goes when the process has gone."""
-    return _scratch()[0]
-
-
-@cache
-def _scratch() -> tuple[Path, subprocess.Popen[bytes]]:
-    """The folder, and the process that waits to remove it, at the other end of a pipe."""
-    folder = tempfile.mkdtemp(prefix="wukongim-servers-")
-    # A session of its own: Ctrl-C at the terminal must not end it before its work is done.
-    sweeper = subprocess.Popen(
-        ["sh", "-c", SWEEP, folder], stdin=subprocess.PIPE, start_new_session=True
-    )
-    return Path(folder), sweeper

@@ -1,8 +1,10 @@
 from pathlib import Path
 
+import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
+from tests.support import services
 from wukongim import checks, environment
 
 
@@ -92,10 +94,65 @@ def test_database_url_names_another_sqlite_file_with_the_same_options(monkeypatc
     assert entry["OPTIONS"] == environment.SQLITE_OPTIONS
 
 
-def test_database_url_for_postgresql_without_driver_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setattr(environment, "find_spec", lambda name: None)
-    monkeypatch.setenv("WUKONGIM_DATABASE_URL", "postgres://u:hidden@db.example/chat")
-    with pytest.raises(ImproperlyConfigured, match="psycopg") as caught:
+def test_database_url_of_postgresql_gets_a_pool_whose_connections_are_checked(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setenv("WUKONGIM_DATABASE_URL", "postgresql://u:p@db.example/chat")
+    monkeypatch.setenv("WUKONGIM_DATABASE_POOL", "10")
+    entry = environment.database(tmp_path)
+    assert entry["ENGINE"] == "django.db.backends.postgresql"
+    assert (entry["CONN_MAX_AGE"], entry["CONN_HEALTH_CHECKS"]) == (0, True)
+    assert entry["OPTIONS"]["pool"] == {"min_size": 2, "max_size": 2, "timeout": 10}
+
+
+def test_session_of_ours_is_ended_by_postgresql_when_its_process_has_gone(monkeypatch):
+    """What the URL brings comes on top, and counts where it is about the same."""
+    theirs = "?options=-c%20search_path%3Dchat%20-c%20idle_in_transaction_session_timeout%3D7s"
+    asked = {}
+    for name, query in (("ours", ""), ("theirs", theirs)):
+        monkeypatch.setenv("WUKONGIM_DATABASE_URL", f"{services.postgres().url}/postgres{query}")
+        entry = environment.database(Path())
+        given = {key: entry["OPTIONS"][key] for key in environment.POSTGRES_OPTIONS}
+        with psycopg.connect(f"{services.postgres().url}/postgres", **given) as session:
+            asked[name] = {
+                parameter: session.execute(f"SHOW {parameter}").fetchone()[0]
+                for parameter in (*environment.POSTGRES_SESSION, "search_path")
+            }
+    assert asked["ours"] == {
+        "idle_in_transaction_session_timeout": "5s",
+        "tcp_keepalives_idle": "10",
+        "tcp_keepalives_interval": "5",
+        "tcp_keepalives_count": "2",
+        "tcp_user_timeout": "20000",
+        "search_path": '"$user", public',
+    }
+    assert asked["theirs"] == {
+        **asked["ours"], "idle_in_transaction_session_timeout": "7s", "search_path": "chat",
+    }  # fmt: skip
+
+
+def test_database_pool_that_would_starve_the_node_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("WUKONGIM_DATABASE_URL", "postgresql://u:p@db.example/chat")
+    monkeypatch.setenv("WUKONGIM_DATABASE_POOL", "9")
+    with pytest.raises(ImproperlyConfigured) as caught:
+        environment.database(tmp_path)
+    assert str(caught.value) == (
+        "WUKONGIM_DATABASE_POOL must be at least 10, not 9: the node of a process takes 8 "
+        "connections, and requests need some, too."
+    )
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "many"])
+def test_database_pool_must_be_a_number_above_nothing(monkeypatch, tmp_path, size):
+    monkeypatch.setenv("WUKONGIM_DATABASE_URL", "postgresql://u:p@db.example/chat")
+    monkeypatch.setenv("WUKONGIM_DATABASE_POOL", size)
+    with pytest.raises(ImproperlyConfigured, match="WUKONGIM_DATABASE_POOL"):
+        environment.database(tmp_path)
+
+
+def test_database_url_of_a_database_that_is_not_served_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("WUKONGIM_DATABASE_URL", "mysql://u:hidden@db.example/chat")
+    with pytest.raises(ImproperlyConfigured, match="postgresql://") as caught:
         environment.database(tmp_path)
     assert "hidden" not in str(caught.value)
 
@@ -109,6 +166,6 @@ def test_database_url_of_an_unknown_kind_is_refused_without_its_password(monkeyp
 
 def test_channel_layers_are_in_memory_unless_redis_is_named():
     assert environment.channel_layers("")["default"]["BACKEND"] == "messaging.layer.MemoryLayer"
-    redis = environment.channel_layers("redis://127.0.0.1/0")["default"]
-    assert redis["BACKEND"].startswith("channels_redis.pubsub.")
-    assert redis["CONFIG"]["hosts"] == [{"address": "redis://127.0.0.1/0", "socket_timeout": 5}]
+    redis = environment.channel_layers("redis://127.0.0.1/0", "ours")["default"]
+    assert redis["BACKEND"] == "messaging.redis_layer.RedisLayer"
+    assert redis["CONFIG"] == {"hosts": [{"address": "redis://127.0.0.1/0"}], "prefix": "ours"}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from wukong_easy_sdk.protocol import decode_frame, decode_payload
 
 from messaging.protocol.faults import Fault, ProtocolFault
-from messaging.protocol.jsonrpc import DEPTH, OBJECTS, PAYLOAD_BYTES, decode, encode
+from messaging.protocol.jsonrpc import DEPTH, OBJECTS, PAYLOAD_BYTES, POSITIONS, decode, encode
 from messaging.protocol.packets import (
     ConnAck,
     Connect,
@@ -23,14 +23,26 @@ from messaging.protocol.packets import (
     Header,
     Ping,
     Pong,
+    Position,
     Recv,
     RecvAck,
+    ResetReason,
+    Resume,
+    Resumed,
     Send,
     SendAck,
     Setting,
 )
 from messaging.protocol.reasons import Reason
-from tests.support.bad_frames import BAD_FRAMES, LIMIT, bad_frames, request, send
+from tests.support.bad_frames import (
+    BAD_FRAMES,
+    LIMIT,
+    bad_frames,
+    connect,
+    position,
+    request,
+    send,
+)
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "jsonrpc.json").read_text())
 SERVER_FRAMES = VECTORS["server_frames"]
@@ -194,6 +206,58 @@ def test_person_channel_is_named_by_the_peer_or_the_pair(channel_id):
     assert packet.channel_id == channel_id
 
 
+# --- positions -----------------------------------------------------------------------------------
+
+
+def test_connect_that_resumes_nothing_is_told_apart_from_one_without_channels():
+    assert decode(connect())[0].positions is None
+    assert decode(connect(positions=None))[0].positions is None
+    assert decode(connect(positions=[]))[0].positions == ()
+
+
+def test_positions_name_their_channels_as_recv_does_and_snake_case_is_taken():
+    snake = {"channel_id": "bob", "channel_type": 1, "message_seq": 0}
+    (packet,) = decode(connect(positions=[position(), snake, position(channelType=3)]))
+    assert packet.positions == (
+        Position("team", 2, 7),
+        Position("bob", 1, 0),
+        Position("team", 3, 7),
+    )
+
+
+@pytest.mark.parametrize("allowed", [0, 2, POSITIONS])
+def test_as_many_positions_as_are_allowed_are_taken_and_no_more(allowed):
+    def frame(count):
+        return connect(positions=[position(channelId=f"c{number}") for number in range(count)])
+
+    assert len(decode(frame(allowed), positions=allowed)[0].positions) == allowed
+    with pytest.raises(ProtocolFault) as caught:
+        decode(frame(allowed + 1), positions=allowed)
+    assert (caught.value.fault, caught.value.request_id) == (Fault.BAD_POSITIONS, "7")
+
+
+def test_answer_to_a_connect_without_positions_has_no_word_of_them():
+    assert encode(ConnAck("1", 5, 12, 3)) == (
+        '{"jsonrpc":"2.0","id":"1","result":{"serverVersion":5,"serverKey":"","salt":"",'
+        '"timeDiff":12,"reasonCode":1,"nodeId":3}}'
+    )
+
+
+def test_answers_to_positions_leave_out_what_they_do_not_know():
+    answers = (
+        Resumed("team", 2, Resume.OK, 0),
+        Resumed("bob", 1, Resume.GAP, 7, 8, 9),
+        Resumed("club", 2, Resume.RESET, reason=ResetReason.NOT_MEMBER),
+    )
+    result = json.loads(encode(ConnAck("1", 5, 12, 3, answers)))["result"]
+    assert result["positions"] == [
+        {"channelId": "team", "channelType": 2, "state": "ok", "messageSeq": 0},
+        {"channelId": "bob", "channelType": 1, "state": "gap", "messageSeq": 7, "from": 8, "to": 9},
+        {"channelId": "club", "channelType": 2, "state": "reset", "reason": "notMember"},
+    ]
+    assert json.loads(encode(ConnAck("1", 5, 12, 3, ())))["result"]["positions"] == []
+
+
 # --- payloads ------------------------------------------------------------------------------------
 
 
@@ -347,6 +411,12 @@ connects = st.builds(
     device_flag=st.sampled_from([0, 1, 2, 99]),
     client_timestamp=int64s,
     version=st.integers(0, 255),
+    positions=st.none()
+    | st.lists(
+        st.builds(Position, uids, st.integers(1, 12), int64s),
+        max_size=5,
+        unique_by=lambda each: (each.channel_type, each.channel_id),
+    ).map(tuple),
 )
 recvacks = st.builds(RecvAck, int64s, st.integers(0, (1 << 64) - 1), headers)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from messaging.conf import MessagingConf
-from messaging.consumers import FIRST_FRAME_BYTES
+from messaging.consumers import FIRST_FRAME_BYTES, POSITION_BYTES
 from messaging.protocol import jsonrpc
 from messaging.protocol.close_codes import CloseCode
 from messaging.protocol.faults import Fault
@@ -20,6 +20,9 @@ from messaging.protocol.packets import (
     Header,
     Pong,
     Recv,
+    ResetReason,
+    Resume,
+    Resumed,
     SendAck,
 )
 from messaging.protocol.reasons import Reason
@@ -81,7 +84,8 @@ def test_limits_table_is_the_codes():
     assert {what: limit for what, limit, _ in table("9. Limits")} == {
         "time until the first frame": f"{conf.first_frame_seconds:g} s",
         "silence of the client": f"{conf.idle_seconds:g} s",
-        "first frame": f"{FIRST_FRAME_BYTES} bytes",
+        "first frame": f"{FIRST_FRAME_BYTES} bytes, and {POSITION_BYTES} for each position that a"
+        " `connect` may have",
         "frame": f"{conf.frame_bytes} bytes",
         "objects in a frame": f"{jsonrpc.OBJECTS}",
         "payload": f"{jsonrpc.PAYLOAD_BYTES} bytes",
@@ -91,6 +95,8 @@ def test_limits_table_is_the_codes():
         "`clientMsgNo`, `deviceId`, `id`": f"{jsonrpc.TEXT_LENGTH} characters",
         "`topic`": f"{jsonrpc.TOPIC_LENGTH} characters",
         "`token`": f"{jsonrpc.TOKEN_LENGTH} characters",
+        "positions in a `connect`": f"{conf.resume_positions}",
+        "messages that positions bring, all together": f"{conf.lag_messages}",
         "sends of a session that wait to be stored": f"{conf.in_flight}",
         "frames that wait for a slow reader": f"{conf.outbox_bytes} bytes",
         "messages that a reader may lag behind": f"{conf.lag_messages}",
@@ -102,7 +108,7 @@ def test_limits_table_is_the_codes():
 def test_client_examples_are_understood():
     methods = [frame for frame in map(json.loads, EXAMPLES) if "jsonrpc" not in frame]
     assert [frame["method"] for frame in methods] == [
-        "connect", "send", "recvack", "ping", "disconnect",
+        "connect", "send", "recvack", "ping", "disconnect", "connect",
     ]  # fmt: skip
     assert all(decode(json.dumps(frame)) for frame in methods)
 
@@ -118,12 +124,24 @@ SERVER_PACKETS = [
     ),
     Event("e-1", "stream.delta", 1764000000000, '{"text":"h"}'),
     DisconnectNotice(Reason.CONNECT_KICK, "login in other device"),
+    ConnAck("1", server_version=5, time_diff=0, node_id=1, positions=(
+        Resumed("team", 2, Resume.GAP, 7, 8, 12),
+        Resumed("bob", 1, Resume.OK, 4),
+        Resumed("news", 2, Resume.RESET, 20, 3, 20, ResetReason.NOT_KEPT),
+        Resumed("club", 2, Resume.RESET, reason=ResetReason.NOT_MEMBER),
+    )),
 ]  # fmt: skip
 
 
 def test_server_examples_are_what_is_sent():
     frames = [frame for frame in map(json.loads, EXAMPLES) if "jsonrpc" in frame]
     assert frames == [json.loads(encode(packet)) for packet in SERVER_PACKETS]
+
+
+def test_resume_table_has_every_state_and_reason():
+    rows = [row[:2] for row in table("10. Resuming")]
+    assert {state.strip("`") for state, _ in rows} == set(Resume)
+    assert [reason.strip("`") for _, reason in rows] == ["none", "none", *ResetReason]
 
 
 @pytest.mark.parametrize("method", jsonrpc.READERS)

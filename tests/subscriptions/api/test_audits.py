@@ -7,13 +7,12 @@ import uuid
 from datetime import timedelta
 
 import pytest
-from django.db import connection
 from django.db.models import F
 
 from subscriptions import audits, live
 from subscriptions.models import Audit, Finding, Membership
-from subscriptions.triggers import install
 from tests.support.factories import make_group
+from tests.support.triggers import without_trigger
 
 pytestmark = pytest.mark.django_db
 
@@ -23,10 +22,8 @@ ALICE = {"channel": "2:team", "uid": "alice"}
 
 def break_membership(uid="alice"):
     """A row that contradicts the change log, as a restored table may have."""
-    with connection.cursor() as cursor:
-        cursor.execute("DROP TRIGGER wukongim_membership_guard")
-    Membership.objects.filter(uid=uid).update(joined_seq=99)
-    install.install(connection)
+    with without_trigger("wukongim_membership_guard"):
+        Membership.objects.filter(uid=uid).update(joined_seq=99)
 
 
 @pytest.mark.parametrize(
