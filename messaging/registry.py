@@ -191,7 +191,8 @@ def sweep_dead_nodes(but: int) -> dict[int, int]:
     with transaction.atomic():
         over = [pk for (pk,) in _lock(_over(but), "pk", skip_locked=True)]
         _end(Node.objects.filter(pk__in=over))
-        dead = dict(_lock(_dead_rows(), "pk", "node_id", skip_locked=True))
+        # Who ends a node has its rows: those of a node that another is ending are not seen yet.
+        dead = dict(_lock(_open_rows(_swept()), "pk", "node_id", skip_locked=True))
         for page in pages(dead):
             _close(Session.objects.filter(pk__in=page), SWEPT)
         heal(_left_open(but), "node ended")
@@ -200,7 +201,8 @@ def sweep_dead_nodes(but: int) -> dict[int, int]:
 
 def _dead(but: int) -> QuerySet[Any, Any]:
     """A row of nothing but a number, if there is anything to sweep."""
-    rows = [each.values(a=Value(1)) for each in (_over(but), _left_open(but), _dead_rows())]
+    left = _open_rows(_swept())
+    rows = [each.values(a=Value(1)) for each in (_over(but), _left_open(but), left)]
     return rows[0].union(*rows[1:], all=True)[:1]
 
 
@@ -221,7 +223,12 @@ def _lock(rows: QuerySet[Any], *columns: str, skip_locked: bool = False) -> list
     return list(locked.values_list(*columns))
 
 
+def _swept() -> QuerySet[Node]:
+    return Node.objects.filter(stopped_at__isnull=False)
+
+
 def _ended() -> QuerySet[Node]:
+    """Nodes that were ended, or that are to be."""
     return Node.objects.filter(Q(stopped_at__isnull=False) | Q(lease_until__lt=Now()))
 
 
@@ -234,7 +241,7 @@ def dead_sessions(scopes: list[dict[str, str]]) -> list[Disagreement]:
 
     A session is of no channel, so scopes that name only channels are about none.
     """
-    rows = _dead_rows()
+    rows = _open_rows(_ended())
     if scopes:
         rows = rows.filter(uid__in={scope["uid"] for scope in scopes if scope.get("uid")})
     return [
@@ -243,11 +250,9 @@ def dead_sessions(scopes: list[dict[str, str]]) -> list[Disagreement]:
     ]
 
 
-def _dead_rows() -> QuerySet[Session]:
-    """Open rows of nodes that were ended: who ends a node has its rows, and nobody else any. By
-    node, so that the index of open rows is asked for those few only."""
-    ended = Node.objects.filter(stopped_at__isnull=False)
-    return Session.objects.filter(closed_at__isnull=True, node__in=ended)
+def _open_rows(nodes: QuerySet[Node]) -> QuerySet[Session]:
+    """By node, so that the index of open rows is asked for those few nodes only."""
+    return Session.objects.filter(closed_at__isnull=True, node__in=nodes)
 
 
 def close_dead_sessions(found: Iterable[Disagreement], because: str = "dead") -> None:
