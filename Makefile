@@ -4,6 +4,8 @@
 .NOTPARALLEL:
 # Another project's, perhaps: here there is only one.
 unexport DJANGO_SETTINGS_MODULE
+# Where it is set, each of the hundreds of processes that the tests start compiles all its modules.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3
 HOST ?= 127.0.0.1
@@ -30,10 +32,10 @@ test: $(patsubst %,test-%,$(ON))  ## install, then run all tests (ARGS="-k lost_
 
 # On SQLite and a layer in memory; then what touches either, on PostgreSQL and Valkey.
 test-embedded: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-network: $(VENV)/.installed-dev
-	TESTS_ON=network $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	TESTS_ON=network $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.installed-dev  ## style, types, who imports whom, Django's checks, missing migrations
 	$(BIN)/ruff check .

@@ -37,7 +37,7 @@ SUBSCRIPTIONS = environment.table("SUBSCRIPTIONS")
 # --- What does not ----------------------------------------------------------------------------
 
 INSTALLED_APPS = [
-    "daphne",  # before staticfiles: its `runserver` speaks WebSocket
+    "wukongim",  # before staticfiles: its `runserver` speaks WebSocket
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -46,7 +46,6 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "channels",
     "rest_framework",
-    "wukongim",
     "subscriptions",
     "messaging",
 ]

@@ -1,11 +1,21 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.core.management import ManagementUtility
 
 from tests.support import services
+from tests.support.server import ROOT
 from wukongim import checks, environment
+
+
+def test_runserver_speaks_websocket_and_no_other_command_loads_its_server():
+    assert ManagementUtility().fetch_command("runserver").server_cls.__module__ == "daphne.server"
+    load = "import django, sys; django.setup(); sys.exit('daphne' in sys.modules)"
+    subprocess.run([sys.executable, "-c", load], cwd=ROOT, check=True)
 
 
 def test_unknown_variables_names_only_misspelt_ones_of_our_prefix():
