@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from itertools import chain
 from operator import attrgetter
 from typing import Protocol
 
@@ -462,13 +463,7 @@ class Hub:
         for uid in uids:
             stays = [self._stays(session) for session in self.settled(uid)]
             if stays:
-                first = stays[0]
-                held[uid] = {
-                    channel: first.get(channel, 0)
-                    if all(stay.get(channel) == first.get(channel) for stay in stays)
-                    else 0
-                    for channel in {channel for stay in stays for channel in stay}
-                }
+                held[uid] = stays[0] if len(stays) == 1 else _agreed(stays)
         return held
 
     def _stays(self, session: LiveSession) -> dict[int, int]:
@@ -496,3 +491,9 @@ class Hub:
     def expected_count(self) -> int:
         """Bindings as the sessions have them."""
         return sum(len(session.bindings) for session in self.sessions.values())
+
+
+def _agreed(stays: Sequence[Mapping[int, int]]) -> dict[int, int]:
+    """What all of these have of a channel; 0 where they differ."""
+    same = set(stays[0].items()).intersection(*(stay.items() for stay in stays))
+    return dict.fromkeys(chain.from_iterable(stays), 0) | dict(same)

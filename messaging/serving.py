@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
@@ -33,6 +33,7 @@ BACKLOG = (
     2048  # sockets the kernel holds while we are busy; a whole node's clients may come at once
 )
 PING_INTERVAL = PING_TIMEOUT = 20  # seconds; a peer that vanished is noticed within both
+DATE_SECONDS = 1  # between two looks at the clock, for the header of answers
 REQUESTS_GRACE = 3  # seconds that open requests get once the node has drained
 STOP_SECONDS = 28  # from the signal to the end at the latest; supervisors give 30
 EXIT_SECONDS = 2  # for the interpreter to end, which waits for threads that wait for a database
@@ -52,6 +53,8 @@ class Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._on_started, self._ends_with = on_started, ends_with
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = asyncio.Event()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -73,15 +76,25 @@ class Server(uvicorn.Server):
         if not self.should_exit:
             self.should_exit = True
             end_within(STOP_SECONDS)
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._stopping.set)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then say so; when the application fails there is nothing to say."""
+        self._loop = loop = asyncio.get_running_loop()
         if self._ends_with is not None:
-            loop, sentinel = asyncio.get_running_loop(), self._ends_with.sentinel
+            sentinel = self._ends_with.sentinel
             loop.add_reader(sentinel, self._orphaned, loop, sentinel)
         await super().startup(sockets)
         if self.started:
             self._on_started()
+
+    async def main_loop(self) -> None:
+        """Serve until `stop`. uvicorn asks itself ten times a second whether to end; here it is
+        told, and wakes once a second for the date that answers carry."""
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), DATE_SECONDS)
 
     def _orphaned(self, loop: asyncio.AbstractEventLoop, sentinel: int) -> None:
         loop.remove_reader(sentinel)
