@@ -289,10 +289,11 @@ without sessions), three a round of the check, and one about the other nodes eve
 more uids a node has the longer is a round, up to fifty seconds, so that they do not add questions.
 
 What it computes goes with what it holds. A node that serves nobody pays for its clock and its
-questions. Each session adds the server's ping every twenty seconds and a look at its own
-acknowledgements each tick. Each binding adds its part of the comparison of the tables in memory,
-all of which is done every four seconds, and of the digests and heads that a round reads. A group
-costs more than a further session in it: it has a name in the layer, and a head.
+questions. Each session adds the server's ping every twenty seconds, sent together with all others
+that are due in the same second, and a look at its own acknowledgements each tick. Each binding adds
+its part of the comparison of the tables in memory, all of which is done every four seconds, and of
+the digests and heads that a round reads. A group costs more than a further session in it: it has a
+name in the layer, and a head.
 """
 
 

@@ -76,7 +76,7 @@ class Server(uvicorn.Server):
         if not self.should_exit:
             self.should_exit = True
             end_within(STOP_SECONDS)
-            if self._loop is not None:
+            if self._loop is not None and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._stopping.set)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -94,7 +94,8 @@ class Server(uvicorn.Server):
         told, and wakes once a second for the date that answers carry."""
         while not await self.on_tick(0):
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), DATE_SECONDS)
+                async with asyncio.timeout(DATE_SECONDS):
+                    await self._stopping.wait()
 
     def _orphaned(self, loop: asyncio.AbstractEventLoop, sentinel: int) -> None:
         loop.remove_reader(sentinel)

@@ -125,8 +125,7 @@ def compare_session_tables(
 def _is_whole(session: SessionTables, groups: Mapping[int, GroupTables]) -> bool:
     """Whether no table lacks anything: nearly always, so a node at rest does nothing else."""
     name = session.id
-    for channel in session.bindings:
-        group = groups.get(channel)
+    for group in map(groups.get, session.bindings):
         if group is None or name not in group.sessions or name not in group.bindings:
             return False
     return session.bindings.keys() == session.heard.keys()

@@ -1,0 +1,63 @@
+"""What the hub says of its memberships when a uid has one session, or several that differ."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from messaging.hub import Hub, LiveSession, Needs
+from subscriptions.bindings import ChannelKey, GroupBinding, Interval
+
+
+@pytest.fixture
+def hub():
+    def ignore(_):
+        pass
+
+    return Hub(Needs(ignore, ignore, ignore), lambda message, uid: "")
+
+
+def connect(hub, session, stays):
+    """A session of alice's, bound in these channels: {channel pk: version of the join}."""
+    live = LiveSession(session, "alice", None, datetime(2026, 1, 1, tzinfo=UTC), connecting=False)
+    hub.register(live)
+    for channel, version in stays.items():
+        binding = GroupBinding("alice", 9, (Interval(version, 0),))
+        hub.bind(live, channel, ChannelKey(2, f"c{channel}"), binding, 0)
+    return live
+
+
+def test_one_session_says_what_it_is_bound_to(hub):
+    connect(hub, "a", {1: 4, 2: 7})
+    assert hub.memberships_held(["alice", "bob"]) == {"alice": {1: 4, 2: 7}}
+
+
+@pytest.mark.parametrize(
+    ("others", "held"),
+    [
+        ([{1: 4, 2: 7}], {1: 4, 2: 7}),
+        ([{1: 4, 2: 8}], {1: 4, 2: 0}),
+        ([{1: 4}], {1: 4, 2: 0}),
+        ([{1: 4, 2: 7, 3: 5}], {1: 4, 2: 7, 3: 0}),
+        ([{}], {1: 0, 2: 0}),
+        ([{1: 4, 2: 7}, {2: 7}], {1: 0, 2: 7}),
+    ],
+)
+def test_sessions_that_differ_in_a_channel_have_no_version_of_it(hub, others, held):
+    connect(hub, "a", {1: 4, 2: 7})
+    for number, stays in enumerate(others):
+        connect(hub, f"b{number}", stays)
+    assert hub.memberships_held(["alice"]) == {"alice": held}
+
+
+def test_session_that_still_connects_is_not_asked(hub):
+    connect(hub, "a", {1: 4})
+    connect(hub, "b", {}).connecting = True
+    assert hub.memberships_held(["alice"]) == {"alice": {1: 4}}
+    hub.sessions["a"].connecting = True
+    assert hub.memberships_held(["alice"]) == {}
+
+
+def test_binding_that_the_group_lost_is_left_out(hub):
+    connect(hub, "a", {1: 4, 2: 7})
+    del hub.groups[2].bindings["a"]
+    assert hub.memberships_held(["alice"]) == {"alice": {1: 4}}
