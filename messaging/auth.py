@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -62,15 +63,19 @@ def admit(uid: str, flag: int, token: str) -> Admission:
 
 
 @transaction.atomic
-def open_session(session: Session, token: str) -> tuple[Admission, datetime | None]:
-    """Admit once more and write the session's row, in one transaction; returns when, if admitted.
+def open_session(
+    session: Session, token: str, is_there: Callable[[], bool] = lambda: True
+) -> tuple[Admission, datetime | None]:
+    """Admit once more and write the session's row, in one transaction; returns when, if admitted
+    and still there.
 
     A token that was replaced, or a ban, since the first look would otherwise leave a session that
-    nobody sends away: whoever replaces a token sends away those whose rows there are.
+    nobody sends away: whoever replaces a token sends away those whose rows there are. And a peer
+    that gave up waiting and came in elsewhere would be sent away there by what it gave up (F22).
     """
     registry.hold_device(session.uid, session.device_flag)
     admission = admit(session.uid, session.device_flag, token)
-    if admission.reason != Reason.SUCCESS:
+    if admission.reason != Reason.SUCCESS or not is_there():
         return admission, None
     session.device_level = admission.level
     return admission, registry.open_session(session, doorbell.ring_kick)

@@ -113,6 +113,7 @@ class MessagingConsumer(AsyncConsumer):
         self.closing: asyncio.Task[None] | None = None
         self.leaving: CloseCode | None = None
         self.gone = asyncio.Event()
+        self._ahead: asyncio.Future[Any] | None = None
         self.in_flight = asyncio.Semaphore(conf().in_flight)
         await receive()  # websocket.connect
         if not origin_allowed(scope):
@@ -228,13 +229,14 @@ class MessagingConsumer(AsyncConsumer):
             node_id=self.node.id,
             address=self._address,
         )
+        self._ahead = asyncio.ensure_future(self.receive())
         async with self._come_back_later():
             admission, opened_at = await self.node.database.write(
-                auth.open_session, self.row, connect.token
+                auth.open_session, self.row, connect.token, self._is_there
             )
             if opened_at is None:
                 await self._refuse_unless_admitted(connect, admission)
-                raise Closed(CloseCode.AUTH_FAILED)
+                raise Gone(1006)
             self.session = LiveSession(self.row.id, connect.uid, self.port, opened_at)
             self.node.hub.register(self.session)
             self.writer = asyncio.create_task(self._write_outbox(), name="session-writer")
@@ -281,8 +283,16 @@ class MessagingConsumer(AsyncConsumer):
                 await self._answer_fault(fault)
             await self.outbox.room()
 
+    def _is_there(self) -> bool:
+        """Whether the peer that is being let in has not gone yet. From any thread."""
+        ahead = self._ahead
+        if ahead is None or not ahead.done() or ahead.cancelled():
+            return True
+        return bool(ahead.result()["type"] != "websocket.disconnect")
+
     async def _frame(self) -> bytes:
-        event = await self.receive()
+        ahead, self._ahead = self._ahead, None
+        event = await (ahead or self.receive())
         if event["type"] == "websocket.disconnect":
             raise Gone(event.get("code", 1006))
         self.heard_at = time.monotonic()
@@ -419,6 +429,8 @@ class MessagingConsumer(AsyncConsumer):
 
     async def _forget(self, because: str) -> None:
         """Undo `_open`, wherever it stopped. Only this session's own row is closed (F22)."""
+        if self._ahead is not None:
+            self._ahead.cancel()
         if not hasattr(self, "row"):
             return
         if hasattr(self, "session"):

@@ -471,6 +471,13 @@ MUTANTS = [
         "invariants/test_observation_simulated.py",
     ),
     Mutant(
+        "a connect that was given up",
+        "messaging/auth.py",
+        " or not is_there():",
+        ":",
+        "scenarios/test_kicks.py",
+    ),
+    Mutant(
         "what was mended before time was up",
         "messaging/check.py",
         "for part in _parts(found):",

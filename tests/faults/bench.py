@@ -220,7 +220,7 @@ class Bench:
             case "abort" if person.online:
                 person.life.abort()
             case "close" if person.online:
-                await person.life.socket.close()
+                await person.life.close()
             case "join":
                 await self.join(place, room, person.uid)
             case "leave":

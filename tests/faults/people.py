@@ -66,11 +66,17 @@ class Life(Peer):
         """Be gone without a word."""
         self.socket.transport.abort()
 
+    async def close(self) -> None:
+        """Say goodbye. What comes after that need not be heard: the library reads no more than a
+        few frames while it waits for the answer, ten seconds at most."""
+        self.ended_at = time.monotonic()
+        await super().close()
+
     async def _read(self) -> None:
         try:
             await super()._read()
         finally:
-            self.ended_at = time.monotonic()
+            self.ended_at = min(self.ended_at, time.monotonic())
 
     async def _take(self, frame: dict[str, Any]) -> None:
         await self.reading.wait()

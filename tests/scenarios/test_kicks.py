@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
+from messaging import auth
 from messaging.models import Session
+from messaging.protocol.reasons import Reason
 from tests.support.factories import in_thread, make_group, make_users
 from tests.support.peers import Peer
 from tests.support.waiting import PATIENCE, eventually
@@ -195,3 +197,31 @@ async def test_kick_written_by_hand_is_obeyed(here):
         rows = await in_thread(Session.objects.filter(uid="alice").update, kick="by an operator")
         assert rows == 1
         await until_kicked(alice, "by an operator")
+
+
+async def test_connect_that_was_given_up_sends_nobody_away(here):
+    """A node may be slow to let somebody in; who came in elsewhere meanwhile stays (F22)."""
+    await in_thread(make_group, "room", "alice")
+    write, waiting, released = here.node.database.write, asyncio.Event(), asyncio.Event()
+    late = asyncio.get_running_loop().create_future()
+
+    async def hold_first(change, *args):
+        if change is not auth.open_session or waiting.is_set():
+            return await write(change, *args)
+        waiting.set()
+        await released.wait()
+        late.set_result(await write(change, *args))
+        return late.result()
+
+    here.node.database.write = hold_first
+    given_up = Peer(here.url, "alice", deviceId="phone")
+    opening = asyncio.ensure_future(given_up.open())
+    await asyncio.wait_for(waiting.wait(), PATIENCE)
+    given_up.socket.transport.abort()
+    async with Peer(here.url, "alice", deviceId="phone") as alice:
+        released.set()
+        admission, opened_at = await asyncio.wait_for(late, PATIENCE)
+        assert (admission.reason, opened_at) == (Reason.SUCCESS, None)
+        await still_there(alice)
+        await until_live("alice", (2, "phone"))
+    await asyncio.gather(opening, return_exceptions=True)
