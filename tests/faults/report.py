@@ -123,7 +123,8 @@ def _healed(result: Result) -> str:
     """Who healed how many disagreements, and how many deliveries were read of the log."""
     by: Counter[str] = Counter()
     for words, count in result.healed.items():
-        by[words.split(" (", 1)[0]] += count
+        step = words.split(" (", 1)[0]
+        by["audit" if step.startswith("audit ") else step] += count  # without its id
     parts = [f"{step} {count}" for step, count in by.most_common()]
     return (
         ", ".join([*parts, *([f"read of the log {result.fetched}"] if result.fetched else [])])
