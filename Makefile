@@ -10,7 +10,8 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
-WORKERS ?= 2
+# Three on two cores: many tests wait for a tick, a lease, a fault's end.
+WORKERS ?= 3
 ARGS ?=
 ON ?= embedded network
 
@@ -28,7 +29,7 @@ run: $(VENV)/.installed  ## install, migrate, make what is missing, serve (HOST=
 	@$(BIN)/python manage.py bootstrap
 	@exec $(BIN)/python manage.py serve --host $(HOST) --port $(PORT)
 
-test: $(patsubst %,test-%,$(ON))  ## install, then run all tests (ARGS="-k lost_binding" for some, WORKERS=2, ON=embedded or network)
+test: $(patsubst %,test-%,$(ON))  ## install, then run all tests (ARGS="-k lost_binding" for some, WORKERS=3, ON=embedded or network)
 
 # On SQLite and a layer in memory; then what touches either, on PostgreSQL and Valkey.
 test-embedded: $(VENV)/.installed-dev
