@@ -23,8 +23,9 @@ Written by the fault bench (`make faults`, `make storm`; tests/faults): three se
 to one PostgreSQL and one Valkey, 200 sessions of which one in five comes and goes, joins and
 leaves, and 50 messages a second over busy and quiet rooms. Judged is, for each connection, what it
 heard against the ledger of memberships: every acknowledged message of a member, within the bound,
-once, in order; nothing else. After each round doorbells must be prompt again, the rows of sessions
-those of the sockets, and no finding open.
+once, in order; nothing else. After each round doorbells must be prompt again (`after it`: the last
+who heard of six waves of messages to all rooms), the rows of sessions those of the sockets, and no
+finding open.
 """
 
 TITLES = {
@@ -70,9 +71,9 @@ def _where(seed: int) -> str:
 
 def alone(results: Sequence[Result]) -> str:
     """The table of all injections."""
-    return _table(
+    return _passed(results) + _table(
         ["injection", "fault", "what is done", "heard", "missing", "repeated", "inverted", "leaked",
-         "worst delay, s", "bound, s", "healed by"],
+         "worst delay, s", "bound, s", "after it, s", "healed by"],
         ([each.names[0], ", ".join(each.faults) or "–", INJECTIONS[each.names[0]].what,
           *_figures(each), _healed(each)] for each in results),
     )  # fmt: skip
@@ -80,9 +81,9 @@ def alone(results: Sequence[Result]) -> str:
 
 def pairs(results: Sequence[Result]) -> str:
     """The table of pairs."""
-    return _table(
+    return _passed(results) + _table(
         ["injections", "heard", "missing", "repeated", "inverted", "leaked", "worst delay, s",
-         "bound, s"],
+         "bound, s", "after it, s"],
         ([" + ".join(each.names), *_figures(each)] for each in results),
     )  # fmt: skip
 
@@ -100,7 +101,7 @@ def storm(results: Sequence[Result]) -> str:
         f" {sum(each.false_removals for each in results)}.\n\n"
     ) + _table(
         ["round", "injections", "heard", "missing", "repeated", "inverted", "leaked",
-         "worst delay, s", "bound, s"], rows,
+         "worst delay, s", "bound, s", "after it, s"], rows,
     )  # fmt: skip
 
 
@@ -116,7 +117,15 @@ def without(rows: Sequence[tuple[str, Result]]) -> str:
 def _figures(result: Result) -> list[object]:
     counts = result.verdict.counts
     wrong = [counts[kind] for kind in ("missing", "repeated", "inverted", "leaked")]
-    return [result.verdict.heard, *wrong, f"{result.verdict.worst:.1f}", f"{result.bound:.0f}"]
+    seconds = [f"{result.verdict.worst:.1f}", f"{result.bound:.0f}", f"{result.proof:.2f}"]
+    return [result.verdict.heard, *wrong, *seconds]
+
+
+def _passed(results: Sequence[Result]) -> str:
+    """How many rounds passed, and why the others did not."""
+    failed = [each for each in results if each.problems]
+    why = [f"- {' + '.join(each.names)}: {_short(each.problems[0])}\n" for each in failed]
+    return f"{len(results) - len(failed)} of {len(results)} rounds passed.\n{''.join(why)}\n"
 
 
 def _healed(result: Result) -> str:

@@ -28,6 +28,9 @@ PROOF_WAVES, PROOF_PERIOD, PROMPT = 6, 0.4, 1.0
 """A message to each room, so many times, so many seconds apart, and each is heard within a second
 by doorbell. The waves last longer than a tick: a server that lives by its sweep alone is late with
 one of them at least."""
+PROMPT_AGAIN = 10.0
+"""Seconds at rest until that must be so: a deaf node knows it after three probes, two seconds apart,
+and then has its connection made anew."""
 ROWS_PATIENCE = LEASE + 10.0
 """Seconds until the rows of sessions are those of the sockets: a lease, its sweep, and a tick."""
 FINDINGS_PATIENCE = 20.0
@@ -210,7 +213,7 @@ class Round:
 
     async def _prove(self) -> None:
         """Doorbells work again: what is sent now is heard at once, by everybody."""
-        deadline = time.monotonic() + self.result.bound
+        deadline = time.monotonic() + max(self.result.bound, PROMPT_AGAIN)
         while True:
             self.result.proof = await self._waves()
             if self.result.proof < PROMPT:
