@@ -29,8 +29,8 @@ PROOF_WAVES, PROOF_PERIOD, PROMPT = 6, 0.4, 1.0
 by doorbell. The waves last longer than a tick: a server that lives by its sweep alone is late with
 one of them at least."""
 PROMPT_AGAIN = 10.0
-"""Seconds at rest until that must be so: a deaf node knows it after three probes, two seconds apart,
-and then has its connection made anew."""
+"""Seconds at rest until that must be so: a deaf node knows it after three probes, two seconds
+apart, and then has its connection made anew."""
 ROWS_PATIENCE = LEASE + 10.0
 """Seconds until the rows of sessions are those of the sockets: a lease, its sweep, and a tick."""
 FINDINGS_PATIENCE = 20.0
