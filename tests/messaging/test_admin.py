@@ -5,13 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from django.contrib.auth.models import User
 from django.test import Client
-from django.urls import reverse
 from django.utils import timezone
 
 from messaging import auth
 from messaging.models import Device, Message, Node, Session
+from tests.support.admin_pages import admin_url, log_in_operator
 from tests.support.factories import make_group
 
 pytestmark = pytest.mark.django_db
@@ -19,18 +18,10 @@ pytestmark = pytest.mark.django_db
 MODELS = [Message, Device, Session, Node]
 
 
-def page(model, name="changelist", *args) -> str:
-    """The address of one of a model's admin pages."""
-    meta = model._meta
-    return reverse(f"admin:{meta.app_label}_{meta.model_name}_{name}", args=args)
-
-
 @pytest.fixture
 def admin(db) -> Client:
     """A superuser, logged in."""
-    client = Client()
-    client.force_login(User.objects.create_superuser("operator"))
-    return client
+    return log_in_operator()
 
 
 def make_node(lease: float = 20.0, **fields) -> Node:
@@ -62,10 +53,10 @@ def test_machine_owned_rows_are_read_only(admin, model, name):
     fill(1)
     rows = list(model.objects.values())
     args = [] if name == "add" else [model.objects.get().pk]
-    answer = admin.post(page(model, name, *args), {"post": "yes", "uid": "mallory", "seq": 7})
+    answer = admin.post(admin_url(model, name, *args), {"post": "yes", "uid": "mallory", "seq": 7})
     assert answer.status_code == 403
     body = {"action": "delete_selected", "_selected_action": [model.objects.get().pk]}
-    admin.post(page(model), {**body, "post": "yes"})
+    admin.post(admin_url(model), {**body, "post": "yes"})
     assert list(model.objects.values()) == rows
 
 
@@ -79,7 +70,7 @@ def test_list_costs_the_same_for_any_number_of_rows(
 ):
     fill(rows)
     with django_assert_max_num_queries(price):
-        answer = admin.get(page(model))
+        answer = admin.get(admin_url(model))
     assert len(answer.context["cl"].result_list) == rows
 
 
@@ -97,14 +88,14 @@ def test_device_flag_is_a_word(admin, flag, word):
     auth.set_token("alice", "token", flag, 0)
     Session.objects.create(id="s", uid="alice", device_flag=flag, node=make_node())
     for model in (Device, Session):
-        for url in (page(model), page(model, "change", model.objects.get().pk)):
+        for url in (admin_url(model), admin_url(model, "change", model.objects.get().pk)):
             assert f">{word}</" in admin.get(url).content.decode()
 
 
 def test_device_flags_are_filtered_by_word(admin):
     for flag in (0, 2):
         auth.set_token("alice", "token", flag, 0)
-    answer = admin.get(page(Device), {"flag": 2})
+    answer = admin.get(admin_url(Device), {"flag": 2})
     assert [row.flag for row in answer.context["cl"].result_list] == [2]
     [by_flag, _by_level] = answer.context["cl"].filter_specs
     choices = by_flag.choices(answer.context["cl"])
@@ -120,7 +111,7 @@ def test_device_flags_are_filtered_by_word(admin):
 
 def test_message_page_says_yes_or_no(admin):
     message = make_message()
-    url = page(Message, "change", message.pk)
+    url = admin_url(Message, "change", message.pk)
     for red_dot, words in ((False, ["no", "no"]), (True, ["yes", "no"])):
         Message.objects.update(red_dot=red_dot)
         answer = admin.get(url)
@@ -132,11 +123,11 @@ def test_message_page_says_yes_or_no(admin):
 
 def test_payload_is_on_the_page_of_its_message_and_not_in_the_list(admin):
     message = make_message()
-    listed = admin.get(page(Message))
+    listed = admin.get(admin_url(Message))
     assert "2:team" in listed.content.decode()
     assert "secret" not in listed.content.decode()
     assert "payload" in listed.context["cl"].result_list[0].get_deferred_fields()
-    text = admin.get(page(Message, "change", message.pk)).content.decode()
+    text = admin.get(admin_url(Message, "change", message.pk)).content.decode()
     assert "secret" in text
     assert "20 bytes" in text
 
@@ -154,12 +145,12 @@ def test_payload_is_on_the_page_of_its_message_and_not_in_the_list(admin):
 )
 def test_payload_of_any_kind_is_shown(admin, payload, shown):
     message = make_message(payload=payload)
-    assert shown in admin.get(page(Message, "change", message.pk)).content.decode()
+    assert shown in admin.get(admin_url(Message, "change", message.pk)).content.decode()
 
 
 def test_long_payload_is_cut_and_its_size_told(admin):
     message = make_message(payload=b"x" * 60_000)
-    text = admin.get(page(Message, "change", message.pk)).content.decode()
+    text = admin.get(admin_url(Message, "change", message.pk)).content.decode()
     assert text.count("x" * 3_999 + "…") == 1
     assert "x" * 4_000 not in text
     assert "60000 bytes" in text
@@ -167,7 +158,7 @@ def test_long_payload_is_cut_and_its_size_told(admin):
 
 def test_message_tells_the_millisecond(admin):
     make_message()
-    assert "2026-09-21 14:13:20.123" in admin.get(page(Message)).content.decode()
+    assert "2026-09-21 14:13:20.123" in admin.get(admin_url(Message)).content.decode()
 
 
 @pytest.mark.parametrize(
@@ -177,7 +168,7 @@ def test_messages_are_found(admin, term, seqs):
     channel = make_group("team")
     make_message(1, channel=channel)
     make_message(2, channel=channel)
-    answer = admin.get(page(Message), {"q": term})
+    answer = admin.get(admin_url(Message), {"q": term})
     assert [row.seq for row in answer.context["cl"].result_list] == seqs
 
 
@@ -187,13 +178,13 @@ def test_messages_are_found(admin, term, seqs):
 def test_token_hash_is_neither_shown_nor_searched(admin):
     auth.set_token("alice", "token", 1, 0)
     device = Device.objects.get()
-    for url in (page(Device), page(Device, "change", device.pk)):
+    for url in (admin_url(Device), admin_url(Device, "change", device.pk)):
         text = admin.get(url).content.decode()
         assert "alice" in text
         assert device.token_hash not in text
         assert "hash" not in text
-    assert admin.get(f"{page(Device)}?token_hash__startswith=sha256").status_code == 400
-    assert admin.get(f"{page(Device)}?q=sha256").context["cl"].result_count == 0
+    assert admin.get(f"{admin_url(Device)}?token_hash__startswith=sha256").status_code == 400
+    assert admin.get(f"{admin_url(Device)}?q=sha256").context["cl"].result_count == 0
 
 
 @pytest.fixture
@@ -218,9 +209,9 @@ def sessions():
     ],
 )
 def test_session_tells_whether_it_is_live(admin, sessions, name, words):
-    listed = admin.get(page(Session), {"state": name})
+    listed = admin.get(admin_url(Session), {"state": name})
     assert [row.pk for row in listed.context["cl"].result_list] == [name]
-    for answer in (listed, admin.get(page(Session, "change", name))):
+    for answer in (listed, admin.get(admin_url(Session, "change", name))):
         assert words in answer.content.decode()
 
 
@@ -237,6 +228,6 @@ def test_session_tells_whether_it_is_live(admin, sessions, name, words):
 )
 def test_node_tells_how_it_is(admin, fields, words):
     node = make_node(**fields)
-    for url in (page(Node), page(Node, "change", node.pk)):
+    for url in (admin_url(Node), admin_url(Node, "change", node.pk)):
         text = admin.get(url).content.decode()
         assert [word for word in words if word not in text] == []

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 
 import psycopg
 import pytest
-from django.db import connection, connections
+from django.db import connections
 from django.db.backends.postgresql.base import DatabaseWrapper
 
 from messaging import appender
@@ -23,6 +23,7 @@ from messaging.protocol.reasons import Reason
 from subscriptions.bindings import ChannelKey
 from tests.support.factories import in_thread, make_group
 from tests.support.server import NETWORKED
+from tests.support.together import held_by_another
 from tests.support.waiting import eventually
 
 pytestmark = [
@@ -46,17 +47,6 @@ async def log():
     database.close()
 
 
-@contextmanager
-def other(statement, *values):
-    """A transaction of somebody else's, open meanwhile."""
-    settings = connection.settings_dict
-    with psycopg.connect(
-        host=settings["HOST"], port=settings["PORT"], user=settings["USER"], dbname=settings["NAME"]
-    ) as holder:
-        holder.execute(statement, values)
-        yield holder
-
-
 def draft(channel, text, kind=2):
     return Draft(ChannelKey(kind, channel), "alice", text.encode(), client_msg_no=text)
 
@@ -66,7 +56,7 @@ async def answer(future, seconds=5.0):
 
 
 async def test_messages_of_other_channels_pass_a_held_one(log):
-    with other(HOLD, "held"):
+    with held_by_another(HOLD, "held"):
         stuck = [log.submit(draft("held", f"h{n}")) for n in range(3)]
         for number in range(50):
             assert isinstance(await answer(log.submit(draft("free", f"f{number}")), 1), Appended)
@@ -77,7 +67,7 @@ async def test_messages_of_other_channels_pass_a_held_one(log):
 
 async def test_held_channel_keeps_its_order_through_both_lanes(log):
     futures = []
-    with other(HOLD, "held"):
+    with held_by_another(HOLD, "held"):
         for number in range(30):
             futures.append(log.submit(draft("held", f"h{number}")))
             await asyncio.sleep(0.005)  # lets rounds pass, so that the channel changes lanes
@@ -88,9 +78,9 @@ async def test_held_channel_keeps_its_order_through_both_lanes(log):
 
 
 async def test_channel_held_briefly_does_not_wait_behind_one_held_for_long(log):
-    with other(HOLD, "held"):
+    with held_by_another(HOLD, "held"):
         stuck = log.submit(draft("held", "h"))
-        with other(HOLD, "late"):
+        with held_by_another(HOLD, "late"):
             late = log.submit(draft("late", "l"))
             await answer(log.submit(draft("free", "f")))
         assert isinstance(await answer(late, 2 * SLOW_SECONDS + 1), Appended)
@@ -99,7 +89,7 @@ async def test_channel_held_briefly_does_not_wait_behind_one_held_for_long(log):
 
 
 async def test_person_channel_that_somebody_is_making_holds_up_no_other(log):
-    with other(MAKE, "bob@alice"):
+    with held_by_another(MAKE, "bob@alice"):
         first = log.submit(draft("bob@alice", "hi", kind=1))
         assert isinstance(await answer(log.submit(draft("free", "f")), 1), Appended)
         assert not first.done()
@@ -107,7 +97,7 @@ async def test_person_channel_that_somebody_is_making_holds_up_no_other(log):
 
 
 async def test_log_that_stops_refuses_what_it_cannot_append_in_time(log):
-    with other(HOLD, "held"):
+    with held_by_another(HOLD, "held"):
         stuck = log.submit(draft("held", "h"))
         await answer(log.submit(draft("free", "f")))
         await log.stop(0.2)
@@ -117,7 +107,7 @@ async def test_log_that_stops_refuses_what_it_cannot_append_in_time(log):
 async def test_batch_whose_connection_was_killed_is_appended_once(log):
     await answer(log.submit(draft("free", "0")))
     futures = []
-    with other("SELECT 1") as holder:
+    with held_by_another("SELECT 1") as holder:
         for number in range(1, 101):
             futures.append(log.submit(draft("free", f"{number}")))
             if number % 10 == 0:
@@ -138,7 +128,7 @@ def hold_at(monkeypatch, call):
     def counted(*args, **kwargs):
         if next(count) != call:
             return append(*args, **kwargs)
-        with other(HOLD, "held"):
+        with held_by_another(HOLD, "held"):
             return append(*args, **kwargs)
 
     monkeypatch.setattr(Appender, "_append", counted)
@@ -158,7 +148,7 @@ async def test_batch_that_is_split_keeps_the_order_of_a_channel_held_in_one_half
 
 
 async def test_batch_that_is_split_in_the_slow_lane_appends_nothing_twice(log, monkeypatch):
-    with other(HOLD, "held"):
+    with held_by_another(HOLD, "held"):
         futures = [log.submit(draft("held", text)) for text in ("m1", "b\0d", "m2")]
         await eventually(lambda: log._held, "it is in the slow lane")
         hold_at(monkeypatch, 3)
@@ -195,7 +185,7 @@ async def test_new_conversation_does_not_wait_for_all_that_is_held(log):
         await in_thread(make_group, name, "alice")
     with ExitStack() as stack:
         for name in names:
-            stack.enter_context(other(HOLD, name))
+            stack.enter_context(held_by_another(HOLD, name))
         stuck = [log.submit(draft(name, "m")) for name in names]
         await answer(log.submit(draft("free", "f")))
         first = await answer(log.submit(draft("bob@alice", "hi", kind=1)), 2 * SLOW_SECONDS + 1)
@@ -206,7 +196,7 @@ async def test_new_conversation_does_not_wait_for_all_that_is_held(log):
 
 async def test_held_channel_does_not_fill_the_queue_for_everybody(log, settings):
     settings.MESSAGING = {"LOG_QUEUE": 50}
-    with other(HOLD, "held"):
+    with held_by_another(HOLD, "held"):
         await answer(log.submit(draft("free", "f")))
         first = log.submit(draft("held", "0"))
         await eventually(lambda: log._held, "it is in the slow lane")
@@ -220,7 +210,7 @@ async def test_held_channel_does_not_fill_the_queue_for_everybody(log, settings)
 
 async def test_burst_for_a_channel_that_turns_out_to_be_held_leaves_room(log, settings):
     settings.MESSAGING = {"LOG_QUEUE": 50}
-    with other(HOLD, "held"):
+    with held_by_another(HOLD, "held"):
         futures = [log.submit(draft("held", f"{number}")) for number in range(50)]
         await eventually(lambda: log._held, "it is in the slow lane")
         refused = [each.result() for each in futures if each.done()]
@@ -242,7 +232,7 @@ async def test_commit_whose_answer_was_lost_is_found_by_its_message_ids(log, mon
         if threading.current_thread().name.startswith("wukongim-log") and not lost.is_set():
             lost.set()
             if held_for:
-                holder.enter_context(other(HOLD, "free"))
+                holder.enter_context(held_by_another(HOLD, "free"))
             wrapper.connection.close()
             raise psycopg.OperationalError("the connection is lost")
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 
-import psycopg
 import pytest
 from django.db import OperationalError, connection
 from django.db.models import F
@@ -21,7 +19,7 @@ from subscriptions import findings
 from subscriptions.audit import Disagreement, Kind
 from subscriptions.models import Finding
 from tests.support.peers import Peer
-from tests.support.together import at_once, interleave
+from tests.support.together import at_once, held_by_another, interleave
 from tests.support.triggers import ON_POSTGRESQL
 
 pytestmark = pytest.mark.django_db
@@ -405,17 +403,6 @@ def test_node_that_comes_back_while_somebody_displaces_its_session_hears_of_it(t
     assert registry.kicked(node) == {"mine": registry.SAME_DEVICE}
 
 
-@contextmanager
-def frozen(statement, *values):
-    """What somebody's transaction has taken who does not go on meanwhile."""
-    settings = connection.settings_dict
-    with psycopg.connect(
-        host=settings["HOST"], port=settings["PORT"], user=settings["USER"], dbname=settings["NAME"]
-    ) as holder:
-        holder.execute(statement, values)
-        yield
-
-
 def waiting_for_devices():
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
@@ -438,7 +425,7 @@ def test_frozen_connect_holds_up_others_for_two_seconds_at_most(transactional_db
         connect(node, "s1", "zed")
 
     began = time.monotonic()
-    with frozen("SELECT pg_advisory_xact_lock_shared(%s)", registry.DEVICES_LOCK):
+    with held_by_another("SELECT pg_advisory_xact_lock_shared(%s)", registry.DEVICES_LOCK):
         at_once(give_up, come_behind)
     assert time.monotonic() - began < registry.HELD_SECONDS + 2
     assert open_rows() == {"s1"}
@@ -448,7 +435,7 @@ def test_frozen_connect_holds_up_others_for_two_seconds_at_most(transactional_db
 @postgresql_only
 async def test_connect_of_a_device_that_a_frozen_one_holds_is_told_to_come_back(here, settings):
     settings.MESSAGING = {"TOKEN_REQUIRED": False}
-    with frozen("SELECT pg_advisory_xact_lock(%s)", registry.DEVICES_LOCK):
+    with held_by_another("SELECT pg_advisory_xact_lock(%s)", registry.DEVICES_LOCK):
         peer = Peer(here.url, "alice")
         with pytest.raises((asyncio.CancelledError, ConnectionClosed)):
             await asyncio.wait_for(peer.open(), registry.HELD_SECONDS + 3)

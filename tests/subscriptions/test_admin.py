@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 from django.contrib import messages
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import User
 from django.db.models import F
 from django.test import Client
 from django.urls import reverse
@@ -31,6 +31,7 @@ from subscriptions.models import (
     Membership,
     MembershipChange,
 )
+from tests.support.admin_pages import admin_url, log_in, log_in_operator, log_in_staff
 from tests.support.factories import in_thread, make_group
 from tests.support.peers import Peer
 
@@ -39,29 +40,10 @@ pytestmark = pytest.mark.django_db
 TEAM = ChannelKey(2, "team")
 
 
-def page(model, name="changelist", *args) -> str:
-    """The address of one of a model's admin pages."""
-    meta = model._meta
-    return reverse(f"admin:{meta.app_label}_{meta.model_name}_{name}", args=args)
-
-
 @pytest.fixture
 def admin(db) -> Client:
     """A superuser called operator, logged in."""
-    return log_in(User.objects.create_superuser("operator"))
-
-
-def make_staff(*permissions: str) -> Client:
-    """A staff user with just these permissions, logged in."""
-    user = User.objects.create_user("staff", is_staff=True)
-    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
-    return log_in(user)
-
-
-def log_in(user: User) -> Client:
-    client = Client()
-    client.force_login(user)
-    return client
+    return log_in_operator()
 
 
 def said(answer) -> list[str]:
@@ -73,7 +55,7 @@ def choose(client: Client, model, action: str, rows, **more):
     """Apply an action to rows, as the change list's form posts it."""
     pks = [row.pk for row in rows]
     body = {"action": action, "_selected_action": pks, **more}
-    return client.post(page(model), body, follow=True)
+    return client.post(admin_url(model), body, follow=True)
 
 
 # --- memberships -------------------------------------------------------------------------------
@@ -110,7 +92,7 @@ WORDS = {
 @pytest.mark.parametrize("uid", WORDS)
 def test_membership_list_and_page_tell_the_group_binding(admin, four_states, uid):
     row = Membership.objects.get(uid=uid)
-    for url in (f"{page(Membership)}?uid={uid}", page(Membership, "change", row.pk)):
+    for url in (f"{admin_url(Membership)}?uid={uid}", admin_url(Membership, "change", row.pk)):
         text = admin.get(url).content.decode()
         assert [word for word in WORDS[uid] if not re.search(word, text)] == []
 
@@ -126,7 +108,7 @@ def test_membership_list_and_page_tell_the_group_binding(admin, four_states, uid
     ],
 )
 def test_membership_list_is_filtered_by_group_binding(admin, four_states, state, uids):
-    answer = admin.get(page(Membership), {"group_binding": state})
+    answer = admin.get(admin_url(Membership), {"group_binding": state})
     assert [row.uid for row in answer.context["cl"].result_list] == uids
 
 
@@ -135,7 +117,7 @@ def test_age_of_a_check_is_told_in_seconds_first(admin, four_states, age, told):
     now = timezone.now()
     Session.objects.update(opened_at=now - timedelta(hours=1))
     Node.objects.update(checked_at=now - timedelta(seconds=age))
-    text = admin.get(f"{page(Membership)}?uid=alice").content.decode()
+    text = admin.get(f"{admin_url(Membership)}?uid=alice").content.decode()
     assert re.search(f"checked {told}", text)
 
 
@@ -155,7 +137,7 @@ def test_memberships_are_found_by_uid_and_by_channel(admin, term, uids):
     services.join(ChannelKey(1, "bob@alice"), ["bob", "alice"], actor="test")
     if term == "ali":
         Membership.objects.filter(channel__channel_type=1).delete()
-    answer = admin.get(page(Membership), {"q": term})
+    answer = admin.get(admin_url(Membership), {"q": term})
     assert sorted(row.uid for row in answer.context["cl"].result_list) == sorted(uids)
 
 
@@ -166,7 +148,7 @@ def last_change() -> tuple:
 def test_adding_a_membership_is_a_join_that_names_its_actor(admin):
     channel = make_group("team", "alice")
     body = {"channel": channel.pk, "uid": "bob"}
-    answer = admin.post(page(Membership, "add"), body, follow=True)
+    answer = admin.post(admin_url(Membership, "add"), body, follow=True)
     assert said(answer) == ["The membership “bob in 2:team” was added successfully."]
     assert Membership.objects.get(uid="bob").joined_version == 2
     assert last_change() == ("bob", True, "operator", "in the admin")
@@ -182,7 +164,7 @@ def test_adding_a_membership_is_announced(admin, django_capture_on_commit_callba
     signals.membership_changed.connect(hear)
     try:
         with django_capture_on_commit_callbacks(execute=True):
-            admin.post(page(Membership, "add"), {"channel": channel.pk, "uid": "bob"})
+            admin.post(admin_url(Membership, "add"), {"channel": channel.pk, "uid": "bob"})
     finally:
         signals.membership_changed.disconnect(hear)
     assert heard == [(("bob",), True, "operator")]
@@ -204,7 +186,7 @@ def test_adding_a_membership_wrongly_is_told_at_the_uid(admin, key, uid, error):
     make_group("team", "alice")
     channel = services.save_channel(ChannelKey.parse(key))
     before = MembershipChange.objects.count()
-    answer = admin.post(page(Membership, "add"), {"channel": channel.pk, "uid": uid})
+    answer = admin.post(admin_url(Membership, "add"), {"channel": channel.pk, "uid": uid})
     assert answer.status_code == 200
     assert error in str(answer.context["errors"])
     assert list(answer.context["adminform"].form.errors) == ["uid"]
@@ -215,7 +197,7 @@ def test_adding_a_membership_wrongly_is_told_at_the_uid(admin, key, uid, error):
 def test_member_of_a_person_channel_can_come_back(admin):
     key = ChannelKey(1, "bob@alice")
     channel = services.save_channel(key)
-    admin.post(page(Membership, "add"), {"channel": channel.pk, "uid": "alice"})
+    admin.post(admin_url(Membership, "add"), {"channel": channel.pk, "uid": "alice"})
     assert last_change() == ("alice", True, "operator", "in the admin")
 
 
@@ -227,7 +209,7 @@ def test_membership_keeps_its_channel_uid_and_stay(admin):
         "channel": other.pk, "uid": "bob", "joined_version": 9, "joined_seq": 9,
         "read_seq": 3, "hidden_seq": 2,
     }  # fmt: skip
-    assert admin.post(page(Membership, "change", row.pk), body).status_code == 302
+    assert admin.post(admin_url(Membership, "change", row.pk), body).status_code == 302
     after = Membership.objects.get()
     assert (after.channel.key, after.uid) == (TEAM, "alice")
     assert (after.joined_version, after.joined_seq) == (row.joined_version, row.joined_seq)
@@ -237,7 +219,7 @@ def test_membership_keeps_its_channel_uid_and_stay(admin):
 
 def test_position_of_a_reader_is_never_negative(admin):
     make_group("team", "alice")
-    url = page(Membership, "change", Membership.objects.get().pk)
+    url = admin_url(Membership, "change", Membership.objects.get().pk)
     answer = admin.post(url, {"read_seq": -1, "hidden_seq": 0})
     assert list(answer.context["adminform"].form.errors) == ["read_seq"]
 
@@ -245,7 +227,7 @@ def test_position_of_a_reader_is_never_negative(admin):
 def test_deleting_a_membership_is_a_leave_that_names_its_actor(admin):
     make_group("team", "alice", "bob")
     row = Membership.objects.get(uid="bob")
-    admin.post(page(Membership, "delete", row.pk), {"post": "yes"})
+    admin.post(admin_url(Membership, "delete", row.pk), {"post": "yes"})
     assert last_change() == ("bob", False, "operator", "in the admin")
     assert [each.uid for each in Membership.objects.all()] == ["alice"]
 
@@ -268,10 +250,10 @@ def test_deleting_many_memberships_names_the_actor_of_each(admin):
 @pytest.mark.parametrize("name", ["add", "change", "delete"])
 def test_memberships_are_not_written_without_permission(name):
     channel = make_group("team", "alice")
-    staff = make_staff("view_membership")
+    staff = log_in_staff("view_membership")
     args = [] if name == "add" else [Membership.objects.get().pk]
     body = {"channel": channel.pk, "uid": "bob", "read_seq": 1, "hidden_seq": 1, "post": "yes"}
-    assert staff.post(page(Membership, name, *args), body).status_code == 403
+    assert staff.post(admin_url(Membership, name, *args), body).status_code == 403
     assert [(row.uid, row.read_seq) for row in Membership.objects.all()] == [("alice", 0)]
 
 
@@ -279,18 +261,18 @@ def test_memberships_are_not_written_without_permission(name):
 
 
 def test_adding_a_channel(admin):
-    admin.post(page(Channel, "add"), {"channel_id": "team", "channel_type": 2, "ban": "on"})
+    admin.post(admin_url(Channel, "add"), {"channel_id": "team", "channel_type": 2, "ban": "on"})
     channel = Channel.objects.get()
     assert (channel.key, channel.ban, channel.disband) == (TEAM, True, False)
 
 
 def test_adding_a_channel_begins_with_a_group(admin):
-    form = admin.get(page(Channel, "add")).context["adminform"].form
+    form = admin.get(admin_url(Channel, "add")).context["adminform"].form
     assert form.get_initial_for_field(form.fields["channel_type"], "channel_type") == 2
 
 
 def test_adding_a_person_channel_stores_its_one_id(admin):
-    admin.post(page(Channel, "add"), {"channel_id": "alice@bob", "channel_type": 1})
+    admin.post(admin_url(Channel, "add"), {"channel_id": "alice@bob", "channel_type": 1})
     assert Channel.objects.get().channel_id == "bob@alice"
 
 
@@ -304,7 +286,7 @@ def test_adding_a_person_channel_stores_its_one_id(admin):
 )
 def test_adding_a_channel_wrongly_is_told_at_its_id(admin, kind, name, error):
     make_group("team", "alice")
-    answer = admin.post(page(Channel, "add"), {"channel_id": name, "channel_type": kind})
+    answer = admin.post(admin_url(Channel, "add"), {"channel_id": name, "channel_type": kind})
     assert list(answer.context["adminform"].form.errors) == ["channel_id"]
     assert error in str(answer.context["errors"])
     assert Channel.objects.count() == 1
@@ -313,7 +295,7 @@ def test_adding_a_channel_wrongly_is_told_at_its_id(admin, kind, name, error):
 def test_changing_a_flag_raises_the_version_and_changes_nothing_else(admin):
     channel = make_group("team", "alice")
     body = {"send_ban": "on", "channel_id": "x", "channel_type": 3, "last_seq": 9}
-    admin.post(page(Channel, "change", channel.pk), body)
+    admin.post(admin_url(Channel, "change", channel.pk), body)
     after = Channel.objects.get()
     assert (after.key, after.last_seq, after.send_ban, after.ban) == (TEAM, 0, True, False)
     assert after.membership_version == channel.membership_version + 1
@@ -321,10 +303,10 @@ def test_changing_a_flag_raises_the_version_and_changes_nothing_else(admin):
 
 def test_channel_is_not_deleted_and_its_page_says_why(admin):
     channel = make_group("team", "alice")
-    assert admin.post(page(Channel, "delete", channel.pk), {"post": "yes"}).status_code == 403
+    assert admin.post(admin_url(Channel, "delete", channel.pk), {"post": "yes"}).status_code == 403
     assert (
         "A channel is not deleted here"
-        in admin.get(page(Channel, "change", channel.pk)).content.decode()
+        in admin.get(admin_url(Channel, "change", channel.pk)).content.decode()
     )
     choose(admin, Channel, "delete_selected", [channel], post="yes")
     assert Channel.objects.get() == channel
@@ -334,30 +316,30 @@ def test_channel_list_has_numbers_that_lead_further(admin):
     channel = make_group("team", "alice", "bob")
     record([Disagreement(Kind.LOG_HOLE, "message log", channel.pk)], None)
     record([Disagreement(Kind.LOG_HOLE, "message log", channel.pk, "x")], None, "me")
-    text = admin.get(page(Channel)).content.decode()
-    assert f'<a href="{page(Membership)}?channel__id__exact={channel.pk}">2</a>' in text
-    link = f"{page(Finding)}?channel__id__exact={channel.pk}&amp;state=open"
+    text = admin.get(admin_url(Channel)).content.decode()
+    assert f'<a href="{admin_url(Membership)}?channel__id__exact={channel.pk}">2</a>' in text
+    link = f"{admin_url(Finding)}?channel__id__exact={channel.pk}&amp;state=open"
     assert f'<a href="{link}">1</a>' in text
-    shown = admin.get(page(Finding), {"channel__id__exact": channel.pk, "state": "open"})
+    shown = admin.get(admin_url(Finding), {"channel__id__exact": channel.pk, "state": "open"})
     assert [row.uid for row in shown.context["cl"].result_list] == [""]
 
 
 def test_access_rule_is_added_and_deleted_and_never_changed(admin):
     channel = make_group("team", "alice")
     body = {"channel_type": 2, "channel_id": "team", "uid": "alice"}
-    admin.post(page(AccessRule, "add"), body)
+    admin.post(admin_url(AccessRule, "add"), body)
     rule = AccessRule.objects.get()
     assert (str(rule), rule.allow) == ("2:team denies alice", False)
-    changed = admin.post(page(AccessRule, "change", rule.pk), {**body, "allow": "on"})
+    changed = admin.post(admin_url(AccessRule, "change", rule.pk), {**body, "allow": "on"})
     assert changed.status_code == 403
-    admin.post(page(AccessRule, "delete", rule.pk), {"post": "yes"})
+    admin.post(admin_url(AccessRule, "delete", rule.pk), {"post": "yes"})
     assert not AccessRule.objects.exists()
     assert Channel.objects.get().membership_version == channel.membership_version + 2
 
 
 def test_access_rule_with_a_bad_name_is_told_at_its_field(admin):
     body = {"channel_type": 2, "channel_id": "a#b", "uid": "a@b"}
-    answer = admin.post(page(AccessRule, "add"), body)
+    answer = admin.post(admin_url(AccessRule, "add"), body)
     assert set(answer.context["adminform"].form.errors) == {"channel_id", "uid"}
 
 
@@ -377,7 +359,9 @@ def test_machine_owned_rows_are_read_only(admin, model, name):
     make_evidence()
     rows = list(model.objects.values())
     args = [] if name == "add" else [model.objects.get().pk]
-    answer = admin.post(page(model, name, *args), {"post": "yes", "uid": "mallory", "actor": "m"})
+    answer = admin.post(
+        admin_url(model, name, *args), {"post": "yes", "uid": "mallory", "actor": "m"}
+    )
     assert answer.status_code == 403
     choose(admin, model, "delete_selected", model.objects.all(), post="yes")
     assert list(model.objects.values()) == rows
@@ -393,14 +377,14 @@ def test_machine_owned_rows_are_read_only(admin, model, name):
 )
 def test_machine_owned_rows_are_shown(admin, model, words):
     make_evidence()
-    for url in (page(model), page(model, "change", model.objects.get().pk)):
+    for url in (admin_url(model), admin_url(model, "change", model.objects.get().pk)):
         text = admin.get(url).content.decode().lower()
         assert [word for word in words if word.lower() not in text] == []
 
 
 def test_finding_list_tells_what_and_where_and_how_it_ended(admin):
     make_evidence()
-    [row] = admin.get(page(Finding)).context["results"]
+    [row] = admin.get(admin_url(Finding)).context["results"]
     kind, uid, channel, seqs, state = [strip_tags(cell).strip() for cell in row[1:]]
     assert (kind, uid, channel, seqs) == ("hole in the log", "-", "2:team", "3–5")
     assert state == "open, last seen 0 s ago"
@@ -415,17 +399,17 @@ def test_finding_leads_to_the_audit_that_healed_it(admin):
         ("c", "check"),
     ):
         record([Disagreement(Kind.MISSING_GROUP_BINDING, "layer", channel.pk, uid)], 7, healer)
-    text = admin.get(page(Finding)).content.decode()
-    link = f'<a href="{page(Audit, "change", audit.pk)}">an audit</a>'
+    text = admin.get(admin_url(Finding)).content.decode()
+    link = f'<a href="{admin_url(Audit, "change", audit.pk)}">an audit</a>'
     for words in (f"healed by {link} 0 s ago", f"healed by gone ({link}) 0", "healed by check 0"):
         assert words in text
-    assert admin.get(page(Audit, "change", audit.pk)).status_code == 200
+    assert admin.get(admin_url(Audit, "change", audit.pk)).status_code == 200
 
 
 def test_times_have_seconds_and_their_zone(admin):
     make_evidence()
     change = MembershipChange.objects.get()
-    text = admin.get(page(MembershipChange, "change", change.pk)).content.decode()
+    text = admin.get(admin_url(MembershipChange, "change", change.pk)).content.decode()
     assert f"{change.at:%Y-%m-%d %H:%M:%S} UTC" in text
 
 
@@ -434,7 +418,7 @@ def test_audit_page_has_the_answers(admin, monkeypatch):
     audit = audits.request_audit([], repair=True)
     lost = Disagreement(Kind.MISSING_GROUP_BINDING, "layer", make_group("team", "alice").pk)
     audits.write_answer(audit, 7, [(lost, True)], checked=12)
-    answer = admin.get(page(Audit, "change", audit.pk))
+    answer = admin.get(admin_url(Audit, "change", audit.pk))
     storage, node = answer.context["inline_admin_formsets"][0].formset.queryset
     inline = answer.context["inline_admin_formsets"][0].opts
     assert (inline.who(storage), inline.found(storage)) == ("storage", 0)
@@ -449,15 +433,17 @@ def test_audit_page_has_the_answers(admin, monkeypatch):
 @pytest.mark.parametrize(("term", "found"), [("me", 1), ("nobody", 0), ("2:team", 0)])
 def test_audits_are_found_by_who_asked(admin, term, found):
     make_evidence()
-    assert admin.get(page(Audit), {"q": term}).context["cl"].result_count == found
-    assert admin.get(page(Audit), {"q": Audit.objects.get().pk}).context["cl"].result_count == 1
+    assert admin.get(admin_url(Audit), {"q": term}).context["cl"].result_count == found
+    assert (
+        admin.get(admin_url(Audit), {"q": Audit.objects.get().pk}).context["cl"].result_count == 1
+    )
 
 
 def test_audit_list_tells_how_long_it_took(admin):
     audit = audits.request_audit(kinds=["log_hole"])
     Audit.objects.update(requested_at=F("finished_at") - timedelta(seconds=2.5))
-    assert ">2.5 s</td>" in admin.get(page(Audit)).content.decode()
-    text = admin.get(page(Audit, "change", audit.pk)).content.decode()
+    assert ">2.5 s</td>" in admin.get(admin_url(Audit)).content.decode()
+    text = admin.get(admin_url(Audit, "change", audit.pk)).content.decode()
     for words in ("2.5 s", "hole in the log", "none was running"):
         assert words in text
 
@@ -481,7 +467,7 @@ def test_audit_tells_who_has_answered(admin, nodes, answers, state):
             audits.write_failure(audit, node, error)
         else:
             audits.write_answer(audit, node, [], 0)
-    assert f"> {state}</span>" in admin.get(page(Audit)).content.decode()
+    assert f"> {state}</span>" in admin.get(admin_url(Audit)).content.decode()
 
 
 # --- the price of a page -----------------------------------------------------------------------
@@ -511,7 +497,7 @@ def test_list_costs_the_same_for_any_number_of_rows(
 ):
     fill(rows)
     with django_assert_max_num_queries(price):
-        answer = admin.get(page(model))
+        answer = admin.get(admin_url(model))
     assert len(answer.context["cl"].result_list) == rows
 
 
@@ -529,9 +515,9 @@ def test_list_costs_the_same_for_any_number_of_rows(
 )
 def test_actions_are_offered_and_obeyed_with_their_permission_only(model, permissions, offered):
     make_group("team", "alice")
-    staff = make_staff("view_membership", "view_channel", *permissions)
+    staff = log_in_staff("view_membership", "view_channel", *permissions)
     rows = model.objects.all()
-    form = staff.get(page(model)).context["action_form"]
+    form = staff.get(admin_url(model)).context["action_form"]
     shown = [name for name, label in form.fields["action"].choices if name] if form else []
     assert shown == offered
     for action in ("check_group_bindings", "repair_group_bindings"):
@@ -545,7 +531,7 @@ def test_link_to_the_audit_is_for_those_who_may_see_it(admin):
     rows = Membership.objects.all()
     [text] = said(choose(admin, Membership, "check_group_bindings", rows))
     assert text.endswith("See all answers")
-    staff = make_staff("view_membership", "check_group_bindings")
+    staff = log_in_staff("view_membership", "check_group_bindings")
     [text] = said(choose(staff, Membership, "check_group_bindings", rows))
     assert "See all answers" not in text
 
@@ -651,7 +637,7 @@ def test_confirmation_of_a_whole_list_says_what_it_covers(admin, settings, query
         "action": "repair_group_bindings", "select_across": 1, "index": 0,
         "_selected_action": [row.pk for row in Membership.objects.filter(uid="b")],
     }  # fmt: skip
-    url = f"{page(Membership)}?{query}"
+    url = f"{admin_url(Membership)}?{query}"
     text = admin.post(url, body).content.decode()
     assert coverage in text
     assert text.count('name="_selected_action"') == 1
@@ -705,7 +691,9 @@ async def test_actions_say_with_numbers_what_they_found_and_mended(tick_off, her
         mended = ("success", checked.format(1) + ", 1 repaired, 0 left" + see)
         whole = ("success", checked.format(0) + see)
         assert await in_thread(act, "check_group_bindings") == [found]
-        text = await in_thread(lambda: client.get(f"{page(Membership)}?uid=bob").content.decode())
+        text = await in_thread(
+            lambda: client.get(f"{admin_url(Membership)}?uid=bob").content.decode()
+        )
         assert "icon-no" in text
         assert await in_thread(act, "repair_group_bindings", confirm="yes") == [mended]
         assert await in_thread(act, "check_group_bindings") == [whole]

@@ -6,7 +6,6 @@ import re
 from html import unescape
 
 import pytest
-from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
 from django.utils.html import strip_tags
@@ -18,6 +17,7 @@ from messaging.protocol.reasons import Reason
 from subscriptions.audit import Disagreement, Kind
 from subscriptions.explain.verdicts import Verdict
 from subscriptions.models import Finding, Membership
+from tests.support.admin_pages import log_in_operator, log_in_staff
 from tests.support.deliveries import TEAM, Past
 from tests.support.factories import make_group
 
@@ -26,18 +26,9 @@ pytestmark = pytest.mark.django_db
 PAGE = "/admin/wukongim_subscriptions/explanation/"
 
 
-def log_in(*permissions: str, superuser: bool = False) -> Client:
-    """A staff user with just these permissions, or a superuser, logged in."""
-    user = User.objects.create_user("staff", is_staff=True, is_superuser=superuser)
-    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
-    client = Client()
-    client.force_login(user)
-    return client
-
-
 @pytest.fixture
 def admin(db) -> Client:
-    return log_in(superuser=True)
+    return log_in_operator()
 
 
 @pytest.fixture
@@ -72,7 +63,7 @@ def test_page_tells_the_verdict_and_the_timeline(admin, healed):
 
 
 def test_rows_are_links_only_for_those_who_may_see_them(healed):
-    answer = log_in("check_group_bindings", "view_finding").get(
+    answer = log_in_staff("check_group_bindings", "view_finding").get(
         PAGE, {"uid": "bob", "channel": "2:team", "seq": "1"}
     )
     html = answer.content.decode()
@@ -128,7 +119,7 @@ def test_pages_of_memberships_messages_and_refusals_lead_here(admin, healed):
 
 @pytest.mark.parametrize("permission", ["check_group_bindings", "view_message"])
 def test_page_is_for_those_who_may_check(permission):
-    client = log_in(permission)
+    client = log_in_staff(permission)
     allowed = permission == "check_group_bindings"
     assert client.get(PAGE).status_code == (200 if allowed else 403)
     index = client.get("/admin/").content.decode()
@@ -140,7 +131,7 @@ def test_page_is_not_for_strangers(client):
 
 
 def test_message_page_has_no_way_here_for_those_who_may_not(healed):
-    client = log_in("view_message")
+    client = log_in_staff("view_message")
     name = "admin:wukongim_messaging_message_change"
     html = client.get(reverse(name, args=[Message.objects.get().pk])).content.decode()
     assert PAGE not in html

@@ -22,6 +22,7 @@ from subscriptions import live
 from subscriptions.audit import Disagreement, Kind
 from subscriptions.findings import record
 from subscriptions.models import Finding
+from tests.support.admin_pages import log_in, log_in_operator, log_in_staff
 from tests.support.factories import in_thread, make_group
 from tests.support.peers import Peer
 from tests.support.waiting import eventually
@@ -35,20 +36,7 @@ NOW = "admin:wukongim_subscriptions_health_now"
 @pytest.fixture
 def admin() -> Client:
     """A superuser, logged in."""
-    return log_in(User.objects.create_superuser("operator"))
-
-
-def make_staff(*permissions: str) -> Client:
-    """A staff user with just these permissions, logged in."""
-    user = User.objects.create_user("staff", is_staff=True)
-    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
-    return log_in(user)
-
-
-def log_in(user: User) -> Client:
-    client = Client()
-    client.force_login(user)
-    return client
+    return log_in_operator()
 
 
 def make_node(age: float | None = 1.0, lease: float = 20.0, **fields) -> Node:
@@ -203,14 +191,14 @@ def test_page_is_linked_from_the_admins_index_and_the_apps(admin):
 
 
 def test_page_is_for_those_who_may_see_findings():
-    staff = make_staff("view_finding")
+    staff = log_in_staff("view_finding")
     assert staff.get(reverse(PAGE)).status_code == 200
     assert reverse(PAGE) in staff.get(reverse("admin:index")).content.decode()
 
 
 @pytest.mark.parametrize("name", [PAGE, NOW])
 def test_page_is_closed_to_everybody_else(name):
-    staff = make_staff("view_membership", "check_group_bindings")
+    staff = log_in_staff("view_membership", "check_group_bindings")
     assert staff.get(reverse(name)).status_code == 403
     assert reverse(PAGE) not in staff.get(reverse("admin:index")).content.decode()
     answer = Client().get(reverse(name))

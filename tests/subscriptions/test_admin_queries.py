@@ -27,7 +27,7 @@ from subscriptions.models import (
     Membership,
     MembershipChange,
 )
-from tests.support.admin_pages import admin_url, iter_pages
+from tests.support.admin_pages import admin_url, iter_pages, log_in, log_in_operator
 
 pytestmark = pytest.mark.django_db
 
@@ -85,8 +85,7 @@ def fill(start: int, end: int) -> None:
 
 def prices(viewer: User) -> dict[str, int]:
     """How many statements each page takes."""
-    client = Client()
-    client.force_login(viewer)
+    client = log_in(viewer)
     return {name: price(client, url) for name, url in iter_pages(viewer)}
 
 
@@ -115,9 +114,7 @@ def test_every_page_takes_the_same_statements_however_many_rows_there_are():
 @pytest.fixture
 def admin() -> Client:
     """A superuser, logged in."""
-    client = Client()
-    client.force_login(User.objects.create_superuser("operator"))
-    return client
+    return log_in_operator()
 
 
 @pytest.mark.parametrize("model", [Membership, MembershipChange, Message, Session])

@@ -1,4 +1,4 @@
-"""Every page of the admin that a GET shows, named, with its address."""
+"""Who looks at the admin, and every page of it that a GET shows, named, with its address."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.contrib.admin import ShowFacets, site
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.db.models import Model
-from django.test import RequestFactory
+from django.test import Client, RequestFactory
 from django.urls import reverse
 
 from subscriptions.models import Membership
@@ -17,7 +17,26 @@ Page = tuple[str, str]
 """A page's name and its address."""
 
 
-def admin_url(model: type[Model], name: str, *args: Any) -> str:
+def log_in(user: User) -> Client:
+    """A browser in which this user is logged in."""
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+def log_in_operator() -> Client:
+    """A superuser called operator, logged in."""
+    return log_in(User.objects.create_superuser("operator"))
+
+
+def log_in_staff(*permissions: str) -> Client:
+    """A staff user with just these permissions, logged in."""
+    user = User.objects.create_user("staff", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    return log_in(user)
+
+
+def admin_url(model: type[Model], name: str = "changelist", *args: Any) -> str:
     """The address of one of a model's pages."""
     meta = model._meta
     return reverse(f"admin:{meta.app_label}_{meta.model_name}_{name}", args=args)

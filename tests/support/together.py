@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
-from django.db import connections, transaction
+import psycopg
+from django.db import connection, connections, transaction
 
 CHANCE = 0.5
 """Seconds that the second one gets to overtake the first, if nothing holds it."""
@@ -43,6 +45,17 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
         return call()
 
     return [future.result(30) for future in _run(*(lambda call=call: run(call) for call in calls))]
+
+
+@contextmanager
+def held_by_another(statement: str, *values: Any) -> Iterator[psycopg.Connection[Any]]:
+    """What the open transaction of somebody else has taken by this statement, on PostgreSQL."""
+    settings = connection.settings_dict
+    with psycopg.connect(
+        host=settings["HOST"], port=settings["PORT"], user=settings["USER"], dbname=settings["NAME"]
+    ) as holder:
+        holder.execute(statement, values)
+        yield holder
 
 
 def _run(*calls: Callable[[], Any]) -> list[Future[Any]]:

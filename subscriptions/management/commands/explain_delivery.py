@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connection
 from rich.console import Console
@@ -20,9 +20,10 @@ from subscriptions.explain.facts import Question
 from subscriptions.explain.questions import as_json, explain_delivery, make_question
 from subscriptions.explain.rules import Explanation
 from subscriptions.explain.verdicts import Verdict
+from subscriptions.management.answering import UNFINISHED, AnsweringCommand
 from subscriptions.triggers import install
 
-REACHED, UNKNOWN, UNFINISHED = 0, 1, 2
+REACHED, UNKNOWN = 0, 1
 PIPED_WIDTH = 10_000
 """Columns of what is not printed on a terminal: each fact is one line, to be searched."""
 
@@ -44,15 +45,10 @@ and a database that cannot be read.
 """
 
 
-class Command(BaseCommand):
+class Command(AnsweringCommand):
     """Parses, asks, prints, exits; the rules are in `subscriptions.explain`."""
 
     help = HELP
-
-    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> Any:
-        """The help keeps its line breaks: it is an example to copy from."""
-        kwargs["formatter_class"] = RawDescriptionHelpFormatter
-        return super().create_parser(prog_name, subcommand, **kwargs)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--uid", required=True, help="who heard, or did not hear")
@@ -62,20 +58,11 @@ class Command(BaseCommand):
         parser.add_argument("--seq", type=int, help="the number of the message in its channel")
         parser.add_argument("--client-msg-no", default="", help="or the number its sender gave it")
         parser.add_argument("--sender", default="", help="who sent it, with --client-msg-no")
-        parser.add_argument(
-            "--json", action="store_true", help="print one JSON object and nothing else"
-        )
+        super().add_arguments(parser)
 
-    def execute(self, *args: Any, **options: Any) -> None:
-        """Run. Whatever stops it did not finish; with `--json` that is said in JSON, too."""
-        try:
-            super().execute(*args, **options)
-        except CommandError as error:
-            error.returncode = UNFINISHED
-            if not options["json"]:
-                raise
-            self.stdout.write(json.dumps({"exit_code": UNFINISHED, "error": str(error)}, indent=2))
-            sys.exit(UNFINISHED)
+    def unfinished(self, error: str) -> str:
+        """The code, and what stopped it."""
+        return json.dumps({"exit_code": UNFINISHED, "error": error}, indent=2)
 
     def handle(
         self,

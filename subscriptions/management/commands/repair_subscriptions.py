@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import connection
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -19,12 +19,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from subscriptions import audits, live
 from subscriptions.audit import Kind
 from subscriptions.bindings import ChannelKey
+from subscriptions.management.answering import UNFINISHED, AnsweringCommand
 from subscriptions.models import Audit, Membership
 from subscriptions.selectors import find_channel, is_channel
 from subscriptions.services import clean_uids
 from subscriptions.triggers import install
 
-WHOLE, LEFT, UNFINISHED = 0, 1, 2
+WHOLE, LEFT = 0, 1
 
 HELP = """\
 Checks that every membership of a live session is bound to its channel's group, and mends what is
@@ -41,15 +42,10 @@ dry run sees; 2 for a check that did not come to its end, with the cause in the 
 """
 
 
-class Command(BaseCommand):
+class Command(AnsweringCommand):
     """Parses, asks, prints, exits; the rules are in `subscriptions.audits`."""
 
     help = HELP
-
-    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> Any:
-        """The help keeps its line breaks: it is an example to copy from."""
-        kwargs["formatter_class"] = RawDescriptionHelpFormatter
-        return super().create_parser(prog_name, subcommand, **kwargs)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         kinds = f"only this kind (repeatable): {', '.join(Kind)}"
@@ -57,21 +53,11 @@ class Command(BaseCommand):
         parser.add_argument("--channel", metavar="TYPE:ID", help="only this channel")
         parser.add_argument("--uid", help="only this user")
         parser.add_argument("--kind", action="append", default=[], help=kinds)
-        parser.add_argument(
-            "--json", action="store_true", help="print one JSON object and nothing else"
-        )
+        super().add_arguments(parser)
 
-    def execute(self, *args: Any, **options: Any) -> None:
-        """Check the system and run. Whatever stops it is a check that could not finish; with
-        `--json` that is said in JSON, too."""
-        try:
-            super().execute(*args, **options)
-        except CommandError as error:
-            error.returncode = UNFINISHED
-            if not options["json"]:
-                raise
-            self.stdout.write(as_json(audits.AuditOutcome("could_not_finish", errors=[str(error)])))
-            sys.exit(UNFINISHED)
+    def unfinished(self, error: str) -> str:
+        """An outcome like any other."""
+        return as_json(audits.AuditOutcome("could_not_finish", errors=[error]))
 
     def handle(
         self,
