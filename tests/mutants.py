@@ -412,7 +412,7 @@ MUTANTS = [
         "messaging/hub.py",
         "        self._release(session, group)\n        return Offer.DELIVERED",
         "        return Offer.DELIVERED",
-        "invariants",
+        "messaging/test_hub.py",
     ),
     Mutant(
         "the sweep of heads",

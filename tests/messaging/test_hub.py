@@ -1,11 +1,13 @@
-"""What the hub says of its memberships when a uid has one session, or several that differ."""
+"""When the hub lets go of who left, and what it says of its memberships when a uid has one session,
+or several that differ."""
 
 from datetime import UTC, datetime
 
 import pytest
 
 from messaging.hub import Hub, LiveSession, Needs
-from subscriptions.bindings import ChannelKey, GroupBinding, Interval
+from messaging.messages import StoredMessage
+from subscriptions.bindings import Change, Changes, ChannelKey, GroupBinding, Interval
 
 
 @pytest.fixture
@@ -61,3 +63,22 @@ def test_binding_that_the_group_lost_is_left_out(hub):
     connect(hub, "a", {1: 4, 2: 7})
     del hub.groups[2].bindings["a"]
     assert hub.memberships_held(["alice"]) == {"alice": {1: 4}}
+
+
+class Shelf:
+    """A port with room for everything."""
+
+    def offer(self, frame, message):
+        return True
+
+
+def test_leaver_is_released_by_the_last_message_that_is_theirs(hub):
+    """No later page and no check has to come for it."""
+    key, session = ChannelKey(2, "c1"), connect(hub, "a", {1: 4})
+    session.port = Shelf()
+    left = Change("alice", 10, 2, joined=False)
+    hub.apply(1, Changes(key, 9, 10, 10, 2, (left,)))
+    for seq in (1, 2):
+        assert session.heard == {1: seq - 1}
+        hub.deliver(StoredMessage(1, key, seq, 9, seq, "bob", b"", 0))
+    assert (session.bindings, session.heard, hub.groups) == ({}, {}, {})
