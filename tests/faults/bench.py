@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import json
 import random
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
@@ -52,6 +53,9 @@ LEAVE = """
 """These uids leave these rooms, by SQL."""
 PATIENCE = 30.0
 """Seconds for what the bench itself has to do."""
+
+STARTS = 5
+"""Tries of a server to start, with a second between two of them."""
 
 
 class BenchFailure(Exception):
@@ -96,7 +100,20 @@ class Place:
         """Stop the server politely and start it again with these environment variables."""
         self.server.environment |= settings
         await asyncio.to_thread(self.server.stop)
-        await asyncio.to_thread(self.server.start)
+        await self.start()
+
+    async def start(self) -> None:
+        """Start the server, and again if it ended at once, as a supervisor does: what it needs may
+        be hurt, too."""
+        for left in reversed(range(STARTS)):
+            try:
+                await asyncio.to_thread(self.server.start)
+                return
+            except AssertionError as error:
+                if not left:
+                    raise BenchFailure(f"A server does not start: {error}") from error
+                await asyncio.to_thread(self.server.stop, signal.SIGKILL)
+                await asyncio.sleep(1)
 
 
 class Bench:

@@ -50,7 +50,8 @@ class Injection:
     """One way to break something.
 
     `faults` are its numbers in the catalogue, `bound` how late a message may be heard, `takes` what
-    nothing else may hurt at the same time, `storm` whether it may come in the midst of others.
+    nothing else may hurt at the same time, since this stops it or has a connection of its own to
+    it, `storm` whether it may come in the midst of others.
     """
 
     name: str
@@ -160,18 +161,19 @@ async def lost_sets_then_a_join(bench: Bench) -> None:
 
 @injection("F05", "F13")
 async def slow_reads_while_people_join(bench: Bench) -> None:
-    """The database answers one server 0.1 s late, each way, while people connect to it, join and
-    leave: what it reads is old when it comes."""
+    """The database answers one server 0.1 s late, each way, for 8 s, while people connect to it,
+    join and leave: what it reads is old when it comes."""
     place = any_place(bench)
-    with place.database.delaying(0.1):
-        for _ in range(8):
-            for person in some(bench, bench.here(place), 5):
-                person.life.abort()
-                room = bench.die.choice(bench.rooms)
-                other = bench.die.choice([each for each in bench.places if each is not place])
-                await bench.leave(other, room, person.uid)
-                await bench.join(other, room, person.uid)
-            await asyncio.sleep(0.5)
+    others = [each for each in bench.places if each is not place]
+    with place.database.delaying(0.1), suppress(TimeoutError):
+        async with asyncio.timeout(8):
+            while True:
+                for person in some(bench, bench.here(place), 5):
+                    person.life.abort()
+                    room, other = bench.die.choice(bench.rooms), bench.die.choice(others)
+                    await bench.leave(other, room, person.uid)
+                    await bench.join(other, room, person.uid)
+                await asyncio.sleep(0.5)
 
 
 @injection("F06")
@@ -320,7 +322,7 @@ async def killed(bench: Bench) -> None:
     place = any_place(bench)
     await asyncio.to_thread(place.server.stop, signal.SIGKILL)
     await asyncio.sleep(LEASE + 2)
-    await asyncio.to_thread(place.server.start)
+    await place.start()
 
 
 @injection("F18", takes="server", storm=False)
@@ -334,7 +336,7 @@ async def killed_for_good(bench: Bench) -> None:
     )
     await asyncio.to_thread(place.server.stop, signal.SIGKILL)
     rows = await until_none(lambda: sessions_of(bench, node), LEASE + SOON)
-    await asyncio.to_thread(place.server.start)
+    await place.start()
     if rows:
         raise ProductFailure(f"{rows} sessions of a dead server are still listed.")
 
@@ -539,7 +541,7 @@ async def neighbours_come_and_go(bench: Bench) -> None:
     await asyncio.gather(*(neighbour(number) for number in range(40)))
 
 
-@injection("F35")
+@injection("F35", takes="valkey")
 async def layer_connections_killed(bench: Bench) -> None:
     """Valkey ends every connection of every kind each 0.7 s, eight times."""
     with bench.redis as client:
@@ -573,7 +575,7 @@ async def layer_forgotten(bench: Bench) -> None:
     any_place(bench).layer.forget()
 
 
-@injection("F38")
+@injection("F38", takes="valkey")
 async def subscribers_killed(bench: Bench) -> None:
     """Valkey ends every connection that hears, each 0.25 s for 5 s."""
     with bench.redis as client:
@@ -654,13 +656,19 @@ async def no_connections_left(bench: Bench) -> None:
 async def killed_between_commit_and_doorbell(bench: Bench) -> None:
     """A server ends between the commit of a batch and its doorbells, without an answer to the
     senders, who send again elsewhere."""
-    place = await damage(bench, "die_after_commit")
+    place = any_place(bench)
     process = place.server.process
     assert process is not None
-    await until(lambda: process.poll() is not None, "it died after a commit")
+
+    def ended() -> bool:
+        return process.poll() is not None
+
+    async with bench.moved(some(bench, bench.senders, 2), place.server.url):
+        await until(lambda: ended() or place.damage("die_after_commit"), "it was told to die")
+        await until(ended, "it died after a commit")
     await asyncio.sleep(1)
     place.server.process = None
-    await asyncio.to_thread(place.server.start)
+    await place.start()
 
 
 @injection("F50")
@@ -679,7 +687,7 @@ KILL_CONNECTIONS = """
 """
 
 
-@injection("F50")
+@injection("F50", takes="postgres")
 async def database_connections_killed(bench: Bench) -> None:
     """PostgreSQL ends every connection each 0.5 s, eight times."""
     for _ in range(8):
@@ -687,7 +695,7 @@ async def database_connections_killed(bench: Bench) -> None:
         await asyncio.sleep(0.5)
 
 
-@injection("F51")
+@injection("F51", takes="postgres")
 async def committed_out_of_turn(bench: Bench) -> None:
     """A transaction inserts a membership and stays open for 4 s while later ones commit: in the
     order of numbers it comes first."""
@@ -703,7 +711,7 @@ async def committed_out_of_turn(bench: Bench) -> None:
     await asyncio.to_thread(hold)
 
 
-@injection("F53")
+@injection("F53", takes="server")
 async def subscribed_late(bench: Bench) -> None:
     """One server's layer answers 0.5 s late, each way, while forty people come back to it: between
     what they were told and what they hear is a second."""

@@ -124,6 +124,7 @@ class Proxy:
             else:
                 writer.write(chunk)
                 await writer.drain()
+        await asyncio.sleep(last - loop.time())  # what is on its way comes before the end
         with suppress(OSError, RuntimeError):
             writer.write_eof()
 

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
@@ -171,12 +171,13 @@ class Cluster:
 class Postgres(Service, Cluster):
     """A PostgreSQL cluster of its own, without a password: it listens on this machine only.
 
-    Its binaries refuse to run as root, so root starts them as nobody.
+    Its binaries refuse to run as root, so root starts them as nobody. `options` are settings of
+    PostgreSQL that win over those here.
     """
 
     end_signal = signal.SIGQUIT  # kills at once, and gives its shared memory back
 
-    def __init__(self) -> None:
+    def __init__(self, **options: str) -> None:
         Service.__init__(self)
         Cluster.__init__(self, f"postgresql://wukongim@127.0.0.1:{self.port}")
         self.identity = (
@@ -190,11 +191,11 @@ class Postgres(Service, Cluster):
         self.data = self.folder / "data"
         self.command = [
             str(programs() / "postgres"), "-D", str(self.data),
-            *_options(
-                port=self.port, listen_addresses="127.0.0.1", unix_socket_directories="",
-                fsync="off", max_connections=300, shared_buffers="64MB",
-                shared_preload_libraries="pg_stat_statements",
-            ),
+            *_options({
+                "port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "",
+                "fsync": "off", "max_connections": 300, "shared_buffers": "64MB",
+                "shared_preload_libraries": "pg_stat_statements", **options,
+            }),
         ]  # fmt: skip
 
     def start(self) -> Self:
@@ -221,7 +222,7 @@ class Postgres(Service, Cluster):
         return True
 
 
-def _options(**values: Any) -> list[str]:
+def _options(values: Mapping[str, Any]) -> list[str]:
     return [word for name, value in values.items() for word in ("-c", f"{name}={value}")]
 
 
