@@ -81,7 +81,8 @@ class Batch:
     def take(self, key: ChannelKey, row: ChannelRow, drafts: Sequence[Draft]) -> None:
         """Have one more row, and what it holds of the drafts' numbers."""
         self.rows[key] = row
-        self.earlier.update(_find_repeats(drafts, {row.pk: key}))
+        earlier, _ = _find_repeats(drafts, {row.pk: key})
+        self.earlier.update(earlier)
 
 
 class Appender:
@@ -239,28 +240,29 @@ def _begin(drafts: Sequence[Draft], ids: Collection[int], wait: float | None) ->
     been appended already."""
     rows, held = message_table.lock_channels({draft.key for draft in drafts}, wait)
     keys = {row.pk: key for key, row in rows.items()}
+    earlier, now = _find_repeats(drafts, keys)
     return Batch(
         rows,
         held,
-        earlier=_find_repeats(drafts, keys),
+        earlier=earlier,
         appended=message_table.find_appended(keys, ids) if ids else {},
-        now=message_table.database_ms(),
+        now=now,
         may_wait=wait is not None or not message_table.locks_rows(),
     )
 
 
 def _find_repeats(
     drafts: Sequence[Draft], keys: dict[int, ChannelKey]
-) -> dict[tuple[int, str, str], StoredMessage]:
-    """Stored messages with the (channel, sender, number) of a draft."""
+) -> tuple[dict[tuple[int, str, str], StoredMessage], int]:
+    """Stored messages with the (channel, sender, number) of a draft, and the database's time."""
     pks = {key: pk for pk, key in keys.items()}
     numbered = {
         (pks[draft.key], draft.sender, draft.client_msg_no)
         for draft in drafts
         if draft.client_msg_no and draft.key in pks
     }
-    stored = message_table.find_stored(numbered, keys)
-    return {(each.channel, each.sender, each.client_msg_no): each for each in stored}
+    stored, now = message_table.find_stored(numbered, keys)
+    return {(each.channel, each.sender, each.client_msg_no): each for each in stored}, now
 
 
 def _repeated(draft: Draft, first: StoredMessage) -> Outcome:

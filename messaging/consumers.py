@@ -26,7 +26,8 @@ from django.db import DatabaseError
 
 from messaging import auth, metrics, resume
 from messaging.conf import conf
-from messaging.encoding import draft_of
+from messaging.encoding import draft_of, frame_of
+from messaging.frames import text_of
 from messaging.hub import LiveSession
 from messaging.lifespan import start_with_session
 from messaging.messages import Appended, Outcome, Refused
@@ -54,6 +55,7 @@ from messaging.protocol.packets import (
     SendAck,
 )
 from messaging.protocol.reasons import Reason
+from messaging.wire import EXTENSION, SlowWire, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +102,7 @@ without a code as well as a connection that broke: uvicorn does not tell them ap
 
 
 class MessagingConsumer(AsyncConsumer):
-    """One socket. Owns its outbox, its writer task and its row; the node owns the rest."""
+    """One socket. Owns its outbox, its wire and its row; the node owns the rest."""
 
     node: Node
     session: LiveSession
@@ -144,7 +146,9 @@ class MessagingConsumer(AsyncConsumer):
         connect, rest = await self._first_packet()
         self._require_room()
         await self._admit(connect)
-        self.outbox = Outbox(self._write, self._has_room)
+        self.wire = self._own_wire()
+        self.outbox = Outbox(self.wire, self.node.turn, self._has_room)
+        self.wire.attach(self.outbox.drain, self._taken)
         self.port = Port(self.outbox)
         self.heard_at = time.monotonic()
         because = "internal_error"
@@ -202,7 +206,7 @@ class MessagingConsumer(AsyncConsumer):
                 "address": self._address,
             },
         )
-        await self._write(jsonrpc.encode(ErrorReply(connect.request_id, admission.reason)))
+        await self._write(frame_of(ErrorReply(connect.request_id, admission.reason)))
         raise Closed(CloseCode.AUTH_FAILED)
 
     async def _ask(self, question: Any, *args: Any) -> Any:
@@ -239,11 +243,10 @@ class MessagingConsumer(AsyncConsumer):
                 raise Gone(1006)
             self.session = LiveSession(self.row.id, connect.uid, self.port, opened_at)
             self.node.hub.register(self.session)
-            self.writer = asyncio.create_task(self._write_outbox(), name="session-writer")
             resumed = await self.bind_memberships(connect.positions)
         self._require_room()
         self.node.members[self.row.id] = self
-        self.outbox.open(jsonrpc.encode(self._connack(connect, resumed)))
+        self.outbox.open(frame_of(self._connack(connect, resumed)))
         self.node.catch_up_session(self.session)
         self.node.errand(self.node.confirm(self.session))
         bindings = len(self.session.bindings)
@@ -307,7 +310,7 @@ class MessagingConsumer(AsyncConsumer):
 
     async def _answer_fault(self, fault: ProtocolFault) -> None:
         reply = ErrorReply(fault.request_id, fault.fault.reason, fault.fault.text)
-        self.outbox.answer(jsonrpc.encode(reply))
+        self.outbox.answer(frame_of(reply))
         if fault.fault.closes:
             await self.outbox.flush(FLUSH_SECONDS)
             raise Closed(CloseCode.POLICY_VIOLATION)
@@ -320,11 +323,21 @@ class MessagingConsumer(AsyncConsumer):
         elif isinstance(packet, RecvAck):
             self.port.acknowledge(packet.message_id)
         elif isinstance(packet, Ping):
-            self.outbox.answer(jsonrpc.encode(Pong(packet.request_id)))
+            self.outbox.answer(frame_of(Pong(packet.request_id)))
         elif isinstance(packet, Disconnect):
             raise Closed(CloseCode.NORMAL)
         else:
             await self._answer_fault(ProtocolFault(Fault.CONNECTED_ALREADY, packet.request_id))
+
+    def _taken(self, text: bytes) -> bool:
+        """Whether this frame was one that is obeyed at once, as it comes: an acknowledgement in the
+        shape that the SDKs send. Any other takes its turn behind what is being obeyed."""
+        ack = jsonrpc.decode_ack(text)
+        if ack is None:
+            return False
+        self.heard_at = time.monotonic()
+        self.port.acknowledge(ack.message_id)
+        return True
 
     async def _append(self, send: Send) -> None:
         """Queue a message for the log; its answer is written when the batch is committed."""
@@ -352,10 +365,10 @@ class MessagingConsumer(AsyncConsumer):
             header = Header(no_persist=send.header.no_persist, red_dot=send.header.red_dot,
                             sync_once=send.header.sync_once)  # fmt: skip
             ack = SendAck(send.request_id, message.message_id, message.seq, header)
-            self.outbox.answer(jsonrpc.encode(ack))
+            self.outbox.answer(frame_of(ack))
 
     def _refuse(self, send: Send, reason: Reason) -> None:
-        self.outbox.answer(jsonrpc.encode(ErrorReply(send.request_id, reason)))
+        self.outbox.answer(frame_of(ErrorReply(send.request_id, reason)))
 
     # --- what the node asks ------------------------------------------------------------------
 
@@ -363,7 +376,7 @@ class MessagingConsumer(AsyncConsumer):
         """Say why, then close: the client must not come back by itself (§4.1)."""
         if self.closing is None:
             notice = DisconnectNotice(Reason.CONNECT_KICK, because)
-            self.outbox.answer(jsonrpc.encode(notice))
+            self.outbox.answer(frame_of(notice))
             self.close_soon(CloseCode.KICKED)
 
     def close_soon(self, code: CloseCode) -> None:
@@ -395,21 +408,23 @@ class MessagingConsumer(AsyncConsumer):
 
     # --- the socket --------------------------------------------------------------------------
 
-    async def _write(self, frame: str) -> None:
-        await self.base_send({"type": "websocket.send", "text": frame})
+    async def _write(self, frame: bytes) -> None:
+        await self.base_send({"type": "websocket.send", "text": text_of(frame)})
 
-    async def _write_outbox(self) -> None:
-        """Write until cancelled. When the socket fails, nobody may wait for room in vain: the
-        reader goes on and is told that the peer has gone."""
-        try:
-            await self.outbox.run()
-        except (OSError, RuntimeError) as error:
+    def _own_wire(self) -> Wire:
+        """The socket itself where the server offers it, else the way that every server has."""
+        offered = (self.scope.get("extensions") or {}).get(EXTENSION)
+        return offered or SlowWire(self._write, self._socket_failed)
+
+    async def _socket_failed(self, error: Exception) -> None:
+        """When the socket fails, nobody may wait for room in vain: the reader goes on and is told
+        that the peer has gone."""
+        self.outbox.end()
+        if isinstance(error, OSError | RuntimeError):
             logger.debug("socket.gone", extra={"why": repr(error)})
-        except Exception:
-            logger.exception("socket.failed")
+        else:
+            logger.error("socket.failed", exc_info=error)
             await self._close(CloseCode.INTERNAL_ERROR)
-        finally:
-            self.outbox.end()
 
     def _has_room(self) -> None:
         self.node.catch_up_session(self.session)
@@ -438,9 +453,8 @@ class MessagingConsumer(AsyncConsumer):
             self.node.members.pop(self.row.id, None)
             logger.info("session.closed", extra={**self._who, "because": because})
             metrics.count_closed(because)
-        if hasattr(self, "writer"):
-            self.writer.cancel()
-            await asyncio.gather(self.writer, return_exceptions=True)
+        self.outbox.end()
+        await self.wire.detach()
         self.gone.set()
         await self.node.close_row(self.row.id, because)
 

@@ -97,6 +97,7 @@ def _own_connection(lock_timeout: int) -> None:
     settings = connection.settings_dict
     options = {name: value for name, value in settings["OPTIONS"].items() if name != "pool"}
     options["options"] = f"{options.get('options', '')} -c lock_timeout={lock_timeout}".strip()
+    options["server_side_binding"] = True  # writing arrays into statements takes as long as these
     connection.settings_dict = {
         **settings, "OPTIONS": options, "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": False,
     }  # fmt: skip

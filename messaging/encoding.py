@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from messaging.frames import text_frame
 from messaging.messages import Draft, StoredMessage
 from messaging.protocol import jsonrpc
-from messaging.protocol.packets import Header, Recv, Send, Setting
+from messaging.protocol.packets import Header, Recv, Send, ServerPacket, Setting
 from subscriptions.bindings import SYSTEM_UID, stored_key
 
 
-def encode(message: StoredMessage, uid: str) -> str:
+def frame_of(packet: ServerPacket) -> bytes:
+    """The WebSocket frame of a packet."""
+    return text_frame(jsonrpc.encode(packet))
+
+
+def encode(message: StoredMessage, uid: str) -> bytes:
     """The `recv` frame of a message as `uid` is shown it (protocol §1.4, §4.4)."""
-    return jsonrpc.encode(
+    return frame_of(
         Recv(
             message_id=message.message_id,
             message_seq=message.seq,

@@ -12,6 +12,7 @@ to be read is asked for through `Needs`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,14 +21,14 @@ from itertools import chain
 from operator import attrgetter
 from typing import Protocol
 
-from messaging.messages import StoredMessage
+from messaging.messages import Sent, StoredMessage
 from subscriptions.bindings import Change, Changes, ChannelKey, Expected, GroupBinding
 
 
 class Port(Protocol):
     """Where frames for one socket go; `offer` says False when there is no room."""
 
-    def offer(self, frame: str, message: StoredMessage) -> bool:
+    def offer(self, sent: Sent) -> bool:
         """Take the frame of a message, or refuse it."""
 
 
@@ -36,7 +37,7 @@ VERSION = attrgetter("version")
 Marks = dict[tuple[int, str], tuple[int, int]]
 """{(channel pk, session id): (version of its binding, position)}."""
 
-Encode = Callable[[StoredMessage, str], str]
+Encode = Callable[[StoredMessage, str], bytes]
 """(message, uid of the receiver) → frame."""
 
 
@@ -59,6 +60,11 @@ class Offer(Enum):
     HOLE = "hole"  # something before it is missing
     UNJUDGED = "unjudged"  # newer than what is known of the memberships
     FULL = "full"
+
+
+DELIVERED, PASSED, REPEATED, HOLE, UNJUDGED, FULL = Offer
+"""Their own names: Python 3.11 finds a member by its class ten times slower than a variable, and
+this is asked for each delivery."""
 
 
 @dataclass(slots=True, eq=False)
@@ -108,15 +114,20 @@ class Fanout:
     def __init__(self, message: StoredMessage, encode: Encode) -> None:
         self.message = message
         self._encode = encode
-        self._frames: dict[str, str] = {}
+        self._is_person = message.key.is_person
+        self._sent: dict[str, Sent] = {}
 
-    def frame_for(self, uid: str) -> str:
-        """The frame as this uid is shown it; only person channels have more than one."""
-        shown = self.message.key.seen_by(uid) if self.message.key.is_person else ""
-        frame = self._frames.get(shown)
-        if frame is None:
-            frame = self._frames[shown] = self._encode(self.message, uid)
-        return frame
+    def sent_to(self, uid: str) -> Sent:
+        """What this uid is sent; only person channels have more than one."""
+        shown = self.message.key.seen_by(uid) if self._is_person else ""
+        sent = self._sent.get(shown)
+        if sent is None:
+            message = self.message
+            frame = self._encode(message, uid)
+            sent = self._sent[shown] = Sent(
+                frame, message.message_id, message.seq > 0, time.monotonic()
+            )
+        return sent
 
 
 class Hub:
@@ -354,13 +365,13 @@ class Hub:
         group.head = max(group.head, message.seq)
         fanout = Fanout(message, self._encode)
         delivered, incomplete = 0, False
+        channel, offer_to = group.channel, self._offer
         for session in list(group.sessions.values()):
-            if group.channel not in session.lagging:
-                offer = self._offer(session, group, fanout)
-                if offer is Offer.DELIVERED:
-                    delivered += 1
-                elif offer in (Offer.HOLE, Offer.UNJUDGED):
-                    incomplete = True
+            offer = offer_to(session, group, fanout)
+            if offer is DELIVERED:
+                delivered += 1
+            elif offer is HOLE or offer is UNJUDGED:
+                incomplete |= channel not in session.lagging
         self.deliveries["doorbell"] += delivered
         if incomplete:
             self._needs.look(message.channel)
@@ -368,26 +379,29 @@ class Hub:
     def _offer(self, session: LiveSession, group: Group, fanout: Fanout) -> Offer:
         """The deliver rule, for live doorbells and fetched messages alike (design §6)."""
         message = fanout.message
+        seq, version = message.seq, message.version
         heard = session.heard.get(group.channel)
         if heard is None:
-            return Offer.UNJUDGED  # a lost position is the check's to mend
-        if message.seq <= heard:
-            return Offer.REPEATED
+            return UNJUDGED  # a lost position is the check's to mend
+        if seq <= heard:
+            return REPEATED
         binding = group.bindings.get(session.id)
-        if binding is None or not binding.judges(message.version):
-            return Offer.UNJUDGED
-        if message.seq != heard + 1:
-            return Offer.HOLE
-        if not binding.may_hear(message.version) or message.origin == session.id:
-            session.heard[group.channel] = message.seq
-            self._release(session, group)
-            return Offer.PASSED
-        if not session.port.offer(fanout.frame_for(session.uid), message):
+        if binding is None or version > binding.version:
+            return UNJUDGED
+        if seq != heard + 1:
+            return HOLE
+        is_member = binding.is_member_at(version)
+        if message.origin == session.id or not (is_member or binding.may_hear(version)):
+            outcome = PASSED
+        elif session.port.offer(fanout.sent_to(session.uid)):
+            outcome = DELIVERED
+        else:
             session.lagging.add(group.channel)
-            return Offer.FULL
-        session.heard[group.channel] = message.seq
-        self._release(session, group)
-        return Offer.DELIVERED
+            return FULL
+        session.heard[group.channel] = seq
+        if not is_member:
+            self._release(session, group)
+        return outcome
 
     def fill(self, channel: int, after: int, messages: Sequence[StoredMessage], upto: int) -> bool:
         """Offer what was read of the log: all of (after, upto]. Returns whether anybody advanced.
@@ -413,8 +427,8 @@ class Hub:
             if fanout.message.seq > session.heard.get(group.channel, 0) + 1:
                 session.heard[group.channel] = fanout.message.seq - 1
             offer = self._offer(session, group, fanout)
-            self.deliveries["fetched"] += offer is Offer.DELIVERED
-            if offer in (Offer.FULL, Offer.UNJUDGED):
+            self.deliveries["fetched"] += offer is DELIVERED
+            if offer in (FULL, UNJUDGED):
                 return
             if group.channel not in session.heard:
                 return  # it was released: what follows is not theirs
@@ -433,7 +447,7 @@ class Hub:
             if binding is None or not binding.judges(message.version):
                 continue
             if binding.may_hear(message.version) and message.origin != session.id:
-                taken = session.port.offer(fanout.frame_for(session.uid), message)
+                taken = session.port.offer(fanout.sent_to(session.uid))
                 self.deliveries["unstored"] += taken
 
     # --- what the node asks ------------------------------------------------------------------

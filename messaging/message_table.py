@@ -82,40 +82,53 @@ def lock_channels(
 
 
 def _named(keys: Collection[ChannelKey]) -> list[Any]:
-    rows = Channel.objects.filter(channel_id__in={key.channel_id for key in keys})
-    wanted = set(keys)
-    return [
-        row
-        for row in rows.order_by("pk").values_list(*CHANNEL_COLUMNS)
-        if ChannelKey(row[1], row[2]) in wanted
-    ]
+    """The rows of these channels, not locked."""
+    names = list({key.channel_id for key in keys})
+    marks = ", ".join(["%s"] * len(names))
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT {', '.join(CHANNEL_COLUMNS)} FROM {Channel._meta.db_table}"
+            f" WHERE channel_id IN ({marks}) ORDER BY id", names,
+        )  # fmt: skip
+        return [row for row in cursor.fetchall() if ChannelKey(row[1], row[2]) in keys]
 
 
 def _rows(values: Iterable[Sequence[Any]]) -> dict[ChannelKey, ChannelRow]:
     return {
-        ChannelKey(kind, name): ChannelRow(pk, head, version, ban, disband)
+        ChannelKey(kind, name): ChannelRow(pk, head, version, bool(ban), bool(disband))
         for pk, kind, name, head, version, ban, disband in values
     }
 
 
 def find_stored(
     numbered: Collection[tuple[int, str, str]], channels: dict[int, ChannelKey]
-) -> list[StoredMessage]:
-    """Messages with one of these (channel pk, sender, client message number). Each is one step by
-    the index; three lists of values would be asked for in all their combinations."""
+) -> tuple[list[StoredMessage], int]:
+    """Messages with one of these (channel pk, sender, client message number), and the milliseconds
+    of the database's clock: one for all processes (F44, F55). Each is one step by the index; three
+    lists of values would be asked for in all their combinations."""
+    clock = CLOCKS[connection.vendor]
     if not numbered:
-        return []
+        return [], int(_one_row(f"SELECT {clock}", [])[0])
     columns = ", ".join(f"m.{name}" for name in COLUMNS)
     wanted, values = _wanted(numbered)
     with connection.cursor() as cursor:
         cursor.execute(
-            f"{wanted} SELECT {columns} FROM wanted JOIN {Message._meta.db_table} m"
+            f"{wanted} SELECT clock.ms, {columns} FROM (SELECT {clock} AS ms) AS clock"
+            f" LEFT JOIN (wanted JOIN {Message._meta.db_table} m"
             " ON m.sender = wanted.sender AND m.channel_id = wanted.channel"
             " AND m.client_msg_no = wanted.number"
-            " AND NOT (m.client_msg_no = '')",  # as the index has it, word for word
+            " AND NOT (m.client_msg_no = '')) ON true",  # as the index has it, word for word
             values,
         )
-        return [_from_row(row, channels[row[0]]) for row in cursor.fetchall()]
+        rows = cursor.fetchall()
+    stored = [_from_row(row, channels[row[0]]) for _, *row in rows if row[0] is not None]
+    return stored, int(rows[0][0])
+
+
+def _one_row(statement: str, values: list[Any]) -> Any:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, values)
+        return cursor.fetchone()
 
 
 def _wanted(numbered: Collection[tuple[int, str, str]]) -> tuple[str, list[Any]]:
@@ -159,17 +172,14 @@ def _values(message: StoredMessage) -> list[Any]:
 
 
 def _insert_arrays(cursor: Any, messages: list[list[Any]], heads: list[tuple[int, int]]) -> None:
-    """Two statements of a size that depends on the rows, not two a row."""
+    """One statement, whatever it has to write."""
     arrays = ", ".join(f"%s::{kind}[]" for kind in COLUMNS.values())
     cursor.execute(
-        f"INSERT INTO {Message._meta.db_table} ({', '.join(COLUMNS)})"
+        f"WITH raised AS (UPDATE {Channel._meta.db_table} c SET last_seq = w.head"
+        f" FROM unnest(%s::bigint[], %s::bigint[]) AS w(head, id) WHERE c.id = w.id)"
+        f" INSERT INTO {Message._meta.db_table} ({', '.join(COLUMNS)})"
         f" SELECT * FROM unnest({arrays})",
-        [list(column) for column in zip(*messages, strict=True)],
-    )
-    cursor.execute(
-        f"UPDATE {Channel._meta.db_table} c SET last_seq = w.head"
-        f" FROM unnest(%s::bigint[], %s::bigint[]) AS w(head, id) WHERE c.id = w.id",
-        [list(column) for column in zip(*heads, strict=True)],
+        [list(column) for rows in (heads, messages) for column in zip(*rows, strict=True)],
     )
 
 
@@ -182,16 +192,10 @@ def _insert_many(cursor: Any, messages: list[list[Any]], heads: list[tuple[int, 
 
 
 CLOCKS = {
-    "postgresql": "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint",
-    "sqlite": "SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
+    "postgresql": "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
+    "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
 }
-
-
-def database_ms() -> int:
-    """Milliseconds of the database's clock: one clock for all processes (F44, F55)."""
-    with connection.cursor() as cursor:
-        cursor.execute(CLOCKS[connection.vendor])
-        return int(cursor.fetchone()[0])
+"""Milliseconds since 1970."""
 
 
 def _from_row(values: Sequence[Any], key: ChannelKey) -> StoredMessage:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from messaging.protocol.reasons import Reason
@@ -58,16 +58,33 @@ class StoredMessage:
 
     def to_event(self) -> dict[str, Any]:
         """The doorbell that carries this message: plain values that every layer can pack."""
-        fields = asdict(self)
-        fields["key"] = [self.key.channel_type, self.key.channel_id]
-        return {"type": "message", "v": EVENT_VERSION, **fields}
+        event: dict[str, Any] = {"type": "message", "v": EVENT_VERSION}
+        for name in FIELDS:
+            event[name] = getattr(self, name)
+        event["key"] = [self.key.channel_type, self.key.channel_id]
+        return event
 
     @classmethod
     def from_event(cls, event: dict[str, Any]) -> StoredMessage:
         """The message in a doorbell. Raises KeyError or TypeError when it is another shape."""
-        fields = {key: value for key, value in event.items() if key not in ("type", "v")}
-        kind, name = fields.pop("key")
-        return cls(key=ChannelKey(kind, name), **fields)
+        values = {key: value for key, value in event.items() if key not in ("type", "v")}
+        kind, name = values.pop("key")
+        return cls(key=ChannelKey(kind, name), **values)
+
+
+FIELDS = tuple(each.name for each in fields(StoredMessage))
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A message's frame on its way to sockets: one value for all that are sent the same. `at`: when
+    (monotonic); `resends`: how often it was sent again to one of them."""
+
+    frame: bytes
+    message_id: int
+    is_stored: bool
+    at: float
+    resends: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from messaging.log import MessageLog
 from messaging.memberships import Memberships
 from messaging.messages import EVENT_VERSION, Draft, Outcome, StoredMessage
 from messaging.models import Session
+from messaging.outbox import Turn
 from messaging.peers import Peers, group_of
 from messaging.protocol.close_codes import CloseCode
 from messaging.signals import message_appended
@@ -99,6 +100,7 @@ class Node:
         self.catch_up = CatchUp(self.hub, self.database, self.layer)
         self.log = MessageLog(self.database, self._announce)
         self.members: dict[str, Member] = {}
+        self.turn = Turn(self.loop)
         self.probe = Probe()
         self.memberships = Memberships(self)
         self.peers = Peers(self)
@@ -385,10 +387,15 @@ class Node:
                 logger.exception("layer.failed", extra={"node": self.id})
                 await asyncio.sleep(0.1)
                 continue
-            try:
-                self._dispatch(event)
-            except Exception:
-                logger.exception("event.failed", extra={"node": self.id})
+            self._dispatch_surely(event)
+            for more in self.layer.received():
+                self._dispatch_surely(more)
+
+    def _dispatch_surely(self, event: Event) -> None:
+        try:
+            self._dispatch(event)
+        except Exception:
+            logger.exception("event.failed", extra={"node": self.id})
 
     async def _reconnect_loop(self) -> None:
         """What was published while the layer had no connection is lost without a word: each time

@@ -3,62 +3,77 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import replace
+from itertools import takewhile
 
 from messaging import metrics
 from messaging.conf import conf
-from messaging.messages import StoredMessage
+from messaging.messages import Sent
 from messaging.outbox import Outbox
 
 
-@dataclass(slots=True)
-class Unacknowledged:
-    """A delivered message that its receiver has not acknowledged."""
-
-    frame: str
-    sent_at: float
-    resends: int = 0
-
-
 class Port:
-    """The hub's end of a socket: its outbox, and what was not acknowledged yet."""
+    """The hub's end of a socket: its outbox, and what was not acknowledged yet.
+
+    That is the newest `unacked` messages in the order in which they were sent, which is nearly
+    always the order in which they are acknowledged; of those that were out of turn, the ids.
+    """
 
     def __init__(self, outbox: Outbox) -> None:
         self.outbox = outbox
-        self.unacked: OrderedDict[int, Unacknowledged] = OrderedDict()
         self.last_acked_at = 0.0
+        self._sent: deque[Sent] = deque(maxlen=conf().unacked)
+        self._acknowledged: set[int] = set()
 
-    def offer(self, frame: str, message: StoredMessage) -> bool:
-        """Take the frame of a message if there is room; a stored one is remembered until it is
+    @property
+    def unacknowledged(self) -> list[int]:
+        """Ids of messages that wait for their acknowledgement, the oldest first."""
+        return [each.message_id for each in self._sent if each.message_id not in self._acknowledged]
+
+    def offer(self, sent: Sent) -> bool:
+        """Take a message's frame if there is room; a stored one is remembered until it is
         acknowledged."""
-        if not self.outbox.offer(frame):
+        if not self.outbox.offer(sent.frame):
             return False
-        if message.seq:
-            self.unacked[message.message_id] = Unacknowledged(frame, time.monotonic())
-        if len(self.unacked) > conf().unacked:
-            self.unacked.popitem(last=False)
+        if sent.is_stored:
+            self._sent.append(sent)
         return True
 
     def acknowledge(self, message_id: int) -> None:
         """The receiver has it. Acknowledging what is not waited for changes nothing."""
         self.last_acked_at = time.monotonic()
-        self.unacked.pop(message_id, None)
+        sent = self._sent
+        if sent and sent[0].message_id == message_id:
+            sent.popleft()
+        elif len(self._acknowledged) < len(sent):
+            self._acknowledged.add(message_id)
+        if self._acknowledged:
+            self._forget_acknowledged()
+
+    def _forget_acknowledged(self) -> None:
+        sent = self._sent
+        while sent and sent[0].message_id in self._acknowledged:
+            self._acknowledged.remove(sent.popleft().message_id)
+        if not sent:
+            self._acknowledged.clear()
 
     def resend(self, now: float) -> list[int]:
         """Send again what stayed without an answer though later messages got one; returns the
         message ids that were given up."""
-        given_up = []
-        for message_id, sent in list(self.unacked.items()):
-            if now - sent.sent_at < conf().resend_seconds:
-                break
-            if self.last_acked_at <= sent.sent_at:
+        given_up: list[int] = []
+        for sent in self._older(now - conf().resend_seconds):
+            if sent.message_id in self._acknowledged or self.last_acked_at <= sent.at:
                 continue
             if sent.resends >= conf().resends:
-                given_up.append(message_id)
-                del self.unacked[message_id]
+                given_up.append(sent.message_id)
+                self._sent.remove(sent)
             elif self.outbox.offer(sent.frame):
-                self.unacked[message_id] = Unacknowledged(sent.frame, now, sent.resends + 1)
-                self.unacked.move_to_end(message_id)
+                self._sent.remove(sent)
+                self._sent.append(replace(sent, at=now, resends=sent.resends + 1))
                 metrics.RESENT.inc()
         return given_up
+
+    def _older(self, moment: float) -> list[Sent]:
+        """What was sent at or before this moment. The oldest is first, and mostly new enough."""
+        return list(takewhile(lambda each: each.at <= moment, self._sent))

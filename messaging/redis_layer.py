@@ -79,6 +79,7 @@ LONGEST_PAUSE = 1.0
 
 SUBSCRIPTIONS = re.compile(rb"\bsub=(\d+)")
 
+Event = dict[str, Any]
 Published = tuple[str, bytes]
 """(group, serialised event)."""
 
@@ -146,6 +147,12 @@ class RedisLayer(RedisPubSubChannelLayer):  # type: ignore[misc]  # the library 
     async def group_send_many(self, events: Sequence[Published]) -> None:
         """Publish serialised events, in their order, in one write to each Redis."""
         await self._get_layer().group_send_many(events)
+
+    def received(self, inbox: str) -> Iterator[Event]:
+        """What else is in an inbox, without waiting."""
+        queue = self._get_layer().channels.get(inbox)
+        while queue is not None and not queue.empty():
+            yield self.deserialize(queue.get_nowait())
 
     async def reconnect(self) -> None:
         """Give up the connection that hears, whatever it says, and open another."""
@@ -423,13 +430,26 @@ class Shard(RedisSingleShardConnection):  # type: ignore[misc]
         async with self._lock:
             self._ensure_redis()
             await asyncio.sleep(0)  # a connection that was closed meanwhile: that is known now
-            pipeline = self._redis.pipeline(transaction=False)
-            for name, body in messages:
-                pipeline.publish(name, body)
             try:
-                await pipeline.execute()
+                await self._publish_on(await self._redis.connection_pool.get_connection(), messages)
             except RedisError as error:
                 raise ConnectionError(str(error)) from error
+
+    async def _publish_on(self, connection: Any, messages: Sequence[Published]) -> None:
+        """All commands in one write, then their answers. redis-py's pipeline would make a task for
+        the write and a timer for each answer; whoever asks has a limit for all of it. Whatever
+        fails in between, nobody reads the rest of this connection's answers as their own."""
+        try:
+            commands = connection.pack_commands(("PUBLISH", name, body) for name, body in messages)
+            connection._writer.writelines(commands)
+            await connection._writer.drain()
+            for _ in messages:
+                await connection.read_response(timeout=math.inf)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await self._redis.connection_pool.release(connection)
 
     async def reconnect(self) -> None:
         """Open another connection, whatever the present one, or the attempt at it, is waiting

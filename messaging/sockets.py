@@ -1,5 +1,5 @@
-"""uvicorn's WebSocket protocol with a bound on what a peer makes the server keep for it, and pings
-that wake the server once a second at most.
+"""uvicorn's WebSocket protocol, which takes frames as bytes too (`messaging.wire`), with a bound on
+what a peer makes the server keep for it, and pings that wake the server once a second at most.
 
 The outbox bounds what we send; uvicorn answers pings by itself, and would keep every pong of a peer
 that sends pings and reads nothing (300 MB in 12 s, measured).
@@ -9,8 +9,15 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
+from websockets.http11 import Request
+
+from messaging.wire import EXTENSION
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +27,55 @@ frames at 64 KiB, so whoever gets here has sent some 16,000 pings and read nothi
 
 
 class BoundedProtocol(WebSocketsSansIOProtocol):
-    """One WebSocket of `manage.py serve`."""
+    """One WebSocket of `manage.py serve`. It is its own `Wire`."""
+
+    paused = False
+    _on_takes: Callable[[], None] | None = None
+    _taken: Callable[[bytes], bool] | None = None
+
+    # --- as a wire ---------------------------------------------------------------------------
+
+    def handle_connect(self, event: Request) -> None:
+        """Offer the socket itself, unless its frames would have to be compressed."""
+        super().handle_connect(event)
+        if self.response.status_code == HTTPStatus.SWITCHING_PROTOCOLS and not self.conn.extensions:
+            extensions: dict[str, Any] = self.scope["extensions"]  # type: ignore[assignment]
+            extensions[EXTENSION] = self
+
+    def write_frames(self, frames: Sequence[bytes]) -> None:
+        """Write whole frames, as they are, in one go; none behind a close. That the server closes
+        it says either here or by closing the transport (its `send`, `handle_close`)."""
+        if not self.close_sent and not self.transport.is_closing():
+            self.transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
+
+    def attach(self, on_takes: Callable[[], None], taken: Callable[[bytes], bool]) -> None:
+        """Call these (`Wire.attach`)."""
+        self._on_takes, self._taken = on_takes, taken
+
+    async def detach(self) -> None:
+        """Call nobody, and let go of the scope, which holds this very object."""
+        self._on_takes = self._taken = None
+        self.scope["extensions"].pop(EXTENSION, None)
+
+    def pause_writing(self) -> None:
+        """The peer does not read: what more there is waits in its outbox."""
+        self.paused = True
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """The peer has read enough: go on."""
+        self.paused = False
+        super().resume_writing()
+        if self._on_takes is not None:
+            self._on_takes()
+
+    def handle_text(self, event: Frame) -> None:
+        """Let the session take a whole text at once, or queue it for `receive`."""
+        taken = self._taken
+        if taken is None or not event.fin or self.close_sent or not taken(bytes(event.data)):
+            super().handle_text(event)
+
+    # --- what a peer may make us keep --------------------------------------------------------
 
     @property
     def stalled(self) -> bool:

@@ -149,6 +149,14 @@ class GroupBinding:
         """Whether a message of `version` is theirs. Only for versions that it `judges`."""
         return any(interval.covers(version) for interval in self.intervals)
 
+    def is_member_at(self, version: int) -> bool:
+        """Whether a message of `version` is theirs by a stay that goes on: nearly always so, and
+        asked for each delivery. Only for versions that it `judges`."""
+        if not self.intervals:
+            return False
+        stay = self.intervals[-1]
+        return stay.left_version is None and version >= stay.joined_version
+
     @property
     def is_open(self) -> bool:
         """Whether the uid is a member now, as far as this binding knows."""

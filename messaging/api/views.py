@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from django.db import Error, connection, transaction
@@ -10,7 +11,7 @@ from rest_framework.response import Response
 
 from messaging import auth, node, registry, sending
 from messaging.api import history, serializers
-from messaging.messages import Draft, Refused
+from messaging.messages import Draft, Outcome, Refused, StoredMessage
 from messaging.protocol.reasons import Reason
 from subscriptions import services
 from subscriptions.api.base import ACTOR, ApiView, JSONArrayBody, OpenView
@@ -119,23 +120,52 @@ class SubscriberRemoveAll(ApiView):
         return _done()
 
 
+SENT = "wukongim.sent"
+"""Where the scope of a request has what `messaging.api.direct` has sent of it already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A draft that the log was given, and its outcome; None while it has not answered."""
+
+    draft: Draft
+    outcome: Outcome | None
+
+
 class MessageSend(ApiView):
-    """POST /message/send: append a message as the back end, whom no membership judges."""
+    """POST /message/send: append a message as the back end, whom no membership judges.
+
+    Plain requests never come here where `messaging.api.direct` stands before Django.
+    """
 
     def post(self, request: Request) -> Response:
         """Answers once the message is stored; a repeated client_msg_no gets the first answer."""
-        body = self.body(serializers.SendBody)
-        message = _send(_draft(body))
-        return _done(
-            data={
-                "message_id": message.message_id,
-                "client_msg_no": message.client_msg_no,
-                "message_seq": message.seq,
-            }
-        )
+        sent: Sent | None = getattr(request, "scope", {}).get(SENT)
+        sent = sent or _send(draft_of(self.body(serializers.SendBody)))
+        if sent.outcome is None:
+            raise Unavailable(
+                "The message log has not answered in time; the message may still be stored. "
+                f"Send it again with client_msg_no {sent.draft.client_msg_no}: it is stored once."
+            )
+        if isinstance(sent.outcome, Refused):
+            raise _refusal(sent.outcome.reason)
+        return Response(yes(sent.outcome.message))
 
 
-def _draft(body: dict[str, Any]) -> Draft:
+def yes(message: StoredMessage) -> dict[str, Any]:
+    """The body that answers a send whose message was appended."""
+    return {
+        "status": 200,
+        "data": {
+            "message_id": message.message_id,
+            "client_msg_no": message.client_msg_no,
+            "message_seq": message.seq,
+        },
+    }
+
+
+def draft_of(body: dict[str, Any]) -> Draft:
+    """What a cleaned `SendBody` asks the log for."""
     return Draft(
         key=body["key"],
         sender=body["from_uid"],
@@ -147,21 +177,15 @@ def _draft(body: dict[str, Any]) -> Draft:
     )
 
 
-def _send(draft: Draft) -> Any:
-    """Append a draft. Raises BadRequest with the reason of a refusal, Unavailable when late."""
+def _send(draft: Draft) -> Sent:
+    """Append a draft, from a thread."""
     if not draft.key.is_person and find_channel(draft.key) is None:
         sending.refuse(draft, Reason.CHANNEL_NOT_EXIST)
-        raise _refusal(Reason.CHANNEL_NOT_EXIST)
+        return Sent(draft, Refused(Reason.CHANNEL_NOT_EXIST))
     try:
-        outcome = sending.send(draft)
-    except TimeoutError as error:
-        raise Unavailable(
-            "The message log has not answered in time; the message may still be stored. "
-            f"Send it again with client_msg_no {draft.client_msg_no}: it is stored once."
-        ) from error
-    if isinstance(outcome, Refused):
-        raise _refusal(outcome.reason)
-    return outcome.message
+        return Sent(draft, sending.send(draft))
+    except TimeoutError:
+        return Sent(draft, None)
 
 
 ADVICE = {

@@ -15,7 +15,7 @@ def hub():
     def ignore(_):
         pass
 
-    return Hub(Needs(ignore, ignore, ignore), lambda message, uid: "")
+    return Hub(Needs(ignore, ignore, ignore), lambda message, uid: b"")
 
 
 def connect(hub, session, stays):
@@ -68,7 +68,7 @@ def test_binding_that_the_group_lost_is_left_out(hub):
 class Shelf:
     """A port with room for everything."""
 
-    def offer(self, frame, message):
+    def offer(self, sent):
         return True
 
 

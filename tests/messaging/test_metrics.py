@@ -21,8 +21,8 @@ from rest_framework.test import APIClient
 from messaging import metrics
 from messaging.api.metrics import Workers
 from messaging.layer import NodeLayer
-from messaging.messages import Appended, Refused, StoredMessage
-from messaging.outbox import Outbox
+from messaging.messages import Appended, Refused, Sent, StoredMessage
+from messaging.outbox import Outbox, Turn
 from messaging.port import Port
 from messaging.protocol.reasons import Reason
 from subscriptions.api import health
@@ -34,6 +34,7 @@ from tests.support.factories import in_thread, make_group
 from tests.support.peers import Peer
 from tests.support.server import API_TOKEN, ROOT
 from tests.support.waiting import eventually
+from tests.support.wires import FakeWire
 
 LABELS = {"cause", "how", "kind", "lane", "le", "reason", "step", "where", "why"}
 """The only names that a label may have."""
@@ -324,13 +325,13 @@ async def test_full_outbox_and_resends_are_counted(settings):
     settings.MESSAGING = {"OUTBOX_BYTES": 10, "OUTBOX_LOW": 1, "RESENDS": 1, "RESEND_SECONDS": 1}
     names = ("wukongim_outbox_overflows_total", "wukongim_messages_resent_total")
     before = [value(name) for name in names]
-
-    async def write(frame):
-        """Nobody reads."""
-
-    port = Port(Outbox(write, lambda: None))
-    assert port.offer("123456", stored(1))
-    assert not port.offer("123456", stored(2))
+    wire = FakeWire()
+    wire.paused = True
+    turn = Turn(asyncio.get_running_loop())
+    port = Port(Outbox(wire, turn, lambda: None))
+    port.outbox.open(b"")
+    assert port.offer(Sent(b"123456", 1, True, 0.0))
+    assert not port.offer(Sent(b"123456", 2, True, 0.0))
     assert [value(name) for name in names] == [before[0] + 1, before[1]]
     port.outbox._bytes = 0
     port.last_acked_at = time.monotonic() + 1

@@ -1,4 +1,4 @@
-"""What a server does for sockets that say nothing, and how it ends: little, and at once."""
+"""What a server does for sockets that say nothing, how it ends, and its sockets as wires."""
 
 import asyncio
 import math
@@ -9,9 +9,12 @@ from contextlib import asynccontextmanager, nullcontext
 import pytest
 import uvicorn
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosedOK
 
 from messaging import serving
+from messaging.frames import text_frame
 from messaging.sockets import BoundedProtocol
+from messaging.wire import EXTENSION
 from tests.support.waiting import eventually
 
 PING_SECONDS = 2
@@ -50,12 +53,13 @@ def immortal(monkeypatch):
 
 
 @asynccontextmanager
-async def serving_silence():
+async def serving_silence(application=accept, **options):
     """(server, its address, its task)."""
     up = asyncio.Event()
     config = uvicorn.Config(
-        accept, ws=BoundedProtocol, ws_ping_interval=PING_SECONDS, lifespan="off", log_config=None
-    )
+        application, ws=BoundedProtocol, ws_ping_interval=PING_SECONDS, lifespan="off",
+        log_config=None, **options,
+    )  # fmt: skip
     server = Counting(config, up.set)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -101,3 +105,97 @@ async def test_server_ends_at_once_when_another_thread_stops_it():
         await eventually(lambda: server.wakes > wakes, "it has just looked at the clock")
         threading.Thread(target=server.stop).start()
         await asyncio.wait_for(task, serving.DATE_SECONDS * 0.8)
+
+
+# --- as a wire ------------------------------------------------------------------------------------
+
+
+class Wired:
+    """An application that takes the wire of its one socket: texts that begin with `a` at once."""
+
+    def __init__(self):
+        self.at_once, self.received, self.goings_on = [], [], 0
+        self.here = asyncio.Event()
+
+    async def __call__(self, scope, receive, send):
+        await receive()
+        self.scope, self.send = scope, send
+        self.wire = scope["extensions"].get(EXTENSION)
+        if self.wire is not None:
+            self.wire.attach(self.go_on, self.take)
+        await send({"type": "websocket.accept"})
+        self.here.set()
+        while (event := await receive())["type"] != "websocket.disconnect":
+            self.received.append(event["text"])
+
+    def go_on(self):
+        self.goings_on += 1
+
+    def take(self, text):
+        if not text.startswith(b"a"):
+            return False
+        self.at_once.append(text)
+        return True
+
+
+@asynccontextmanager
+async def wired(**options):
+    """(the application, a client), both of one socket."""
+    application = Wired()
+    compression = "deflate" if options.get("ws_per_message_deflate") else None
+    async with (
+        serving_silence(application, **options) as (_, url, _),
+        connect(url, proxy=None, compression=compression, max_queue=1) as client,
+    ):
+        await application.here.wait()
+        yield application, client
+
+
+async def test_frames_written_at_once_are_messages_of_their_own():
+    texts = ["one", "zwei é", "x" * 200, "y" * 70_000]
+    async with wired(ws_per_message_deflate=False) as (application, client):
+        application.wire.write_frames([text_frame(text.encode()) for text in texts])
+        application.wire.write_frames([text_frame(b"last")])
+        assert [await client.recv() for _ in range(5)] == [*texts, "last"]
+
+
+async def test_compressed_socket_is_no_wire_since_its_frames_would_be_its_own():
+    async with wired(ws_per_message_deflate=True) as (application, _):
+        assert application.wire is None
+
+
+async def test_texts_that_are_taken_at_once_are_received_by_nobody_else():
+    async with wired(ws_per_message_deflate=False) as (application, client):
+        for text in ("a1", "b1", "a2", ["a", "3"], "b2"):
+            await client.send(text)
+        await eventually(lambda: len(application.received) == 3, "the others")
+        assert application.at_once == [b"a1", b"a2"]
+        assert application.received == ["b1", "a3", "b2"], "a text in parts is not looked at"
+
+
+async def test_peer_that_does_not_read_pauses_the_wire_until_it_does():
+    piece = text_frame(b"x" * 65_000)
+    async with wired(ws_per_message_deflate=False) as (application, client):
+        written = 0
+        while not application.wire.paused:
+            application.wire.write_frames([piece])
+            written += 1
+            await asyncio.sleep(0)
+        assert application.goings_on == 0
+        for _ in range(written):
+            await client.recv()
+        await eventually(lambda: application.goings_on == 1, "it goes on")
+        assert not application.wire.paused
+
+
+async def test_nothing_is_written_behind_a_close_and_nobody_called_after_that():
+    async with wired(ws_per_message_deflate=False) as (application, client):
+        await application.send({"type": "websocket.close", "code": 1000})
+        application.wire.write_frames([text_frame(b"too late")])
+        with pytest.raises(ConnectionClosedOK):
+            await client.recv()
+        await application.wire.detach()
+        await application.wire.detach()
+        assert EXTENSION not in application.scope["extensions"]
+        application.wire.resume_writing()
+        assert application.goings_on == 0

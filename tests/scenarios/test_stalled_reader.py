@@ -54,7 +54,7 @@ async def test_stalled_flooder_that_vanishes_leaves_no_session(small, here):
     ping = json.dumps({"id": "x" * 90, "method": "ping"})
     (member,) = here.node.members.values()
     flood = asyncio.create_task(flood_with(bob, ping))
-    await eventually(lambda: not member.outbox._room.is_set(), "the outbox to be full", 30)
+    await eventually(lambda: not member.outbox.has_room, "the outbox to be full", 30)
     flood.cancel()
     bob.socket.transport.abort()
     await eventually(lambda: not here.node.members and not here.node.hub.sessions, "bob is gone")

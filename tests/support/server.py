@@ -82,11 +82,12 @@ class Here:
 async def running_server() -> AsyncIterator[Here]:
     """uvicorn in this loop, so that a test reaches into the node."""
     from messaging import node
+    from messaging.sockets import BoundedProtocol
     from wukongim.asgi import application
 
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        application, ws="websockets-sansio", lifespan="on", ws_per_message_deflate=False,
+        application, ws=BoundedProtocol, lifespan="on", ws_per_message_deflate=False,
         log_config=None, access_log=False,
     )  # fmt: skip
     server = LoopServer(config)

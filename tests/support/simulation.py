@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from messaging.conf import MessagingConf
 from messaging.hub import LiveSession
-from messaging.messages import StoredMessage
+from messaging.messages import Sent, StoredMessage
 from messaging.node import Node
 from subscriptions.bindings import Change, Changes, ChannelKey, Expected, GroupBinding
 from subscriptions.marks import Mark
@@ -261,16 +261,17 @@ class SimLayer:
 
 
 class SimPort:
-    """What one socket was sent, and whether it has room."""
+    """What one socket was sent of all `messages`, and whether it has room."""
 
-    def __init__(self) -> None:
+    def __init__(self, messages: Sequence[StoredMessage]) -> None:
+        self.messages = messages
         self.heard: list[StoredMessage] = []
         self.room = True
 
-    def offer(self, frame: str, message: StoredMessage) -> bool:
+    def offer(self, sent: Sent) -> bool:
         """Take it if there is room."""
         if self.room:
-            self.heard.append(message)
+            self.heard.append(self.messages[sent.message_id - 1])
         return self.room
 
 
@@ -406,7 +407,7 @@ class Simulation:
             self.node.errand(self._connect(self.die.choice(self.uids)))
 
     async def _connect(self, uid: str) -> None:
-        port = SimPort()
+        port = SimPort(self.world.messages)
         opened = EPOCH + timedelta(seconds=self.world.now)
         mine = SimSession(LiveSession(f"s{len(self.sessions)}", uid, port, opened), port)
         self.sessions.append(mine)

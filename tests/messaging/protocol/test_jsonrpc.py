@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from wukong_easy_sdk.protocol import decode_frame, decode_payload
 
 from messaging.protocol.faults import Fault, ProtocolFault
-from messaging.protocol.jsonrpc import DEPTH, OBJECTS, PAYLOAD_BYTES, POSITIONS, decode, encode
+from messaging.protocol.jsonrpc import (
+    DEPTH,
+    OBJECTS,
+    PAYLOAD_BYTES,
+    POSITIONS,
+    decode,
+    decode_ack,
+    encode,
+)
 from messaging.protocol.packets import (
     ConnAck,
     Connect,
@@ -237,7 +245,7 @@ def test_as_many_positions_as_are_allowed_are_taken_and_no_more(allowed):
 
 
 def test_answer_to_a_connect_without_positions_has_no_word_of_them():
-    assert encode(ConnAck("1", 5, 12, 3)) == (
+    assert encode(ConnAck("1", 5, 12, 3)).decode() == (
         '{"jsonrpc":"2.0","id":"1","result":{"serverVersion":5,"serverKey":"","salt":"",'
         '"timeDiff":12,"reasonCode":1,"nodeId":3}}'
     )
@@ -501,3 +509,40 @@ def test_recv_loses_nothing(packet):
 
 def make_recv(payload: bytes) -> Recv:
     return Recv(1, 1, 1700000000, "team", 2, "bob", payload)
+
+
+# --- acknowledgements, read at once ---------------------------------------------------------------
+
+ack_values = st.one_of(
+    st.integers(-1, 1 << 64), st.integers(0, 1 << 64).map(str), st.text(max_size=3), st.none(),
+    st.booleans(), st.sampled_from(["007", "12 ", "１２", "1" * 19, "1" * 20]),
+)  # fmt: skip
+ack_params = st.fixed_dictionaries(
+    {"messageId": ack_values, "messageSeq": ack_values},
+    optional={
+        "header": st.dictionaries(st.sampled_from(["noPersist", "redDot"]), ack_values, max_size=2),
+        "message_id": ack_values,
+    },
+)
+ack_frames = st.fixed_dictionaries(
+    {"method": st.sampled_from(["recvack", "recvacks", "ping"])},
+    optional={"jsonrpc": st.sampled_from(["2.0", "1.0", 2]), "id": st.just("1"),
+              "params": ack_params},
+)  # fmt: skip
+
+
+@given(ack_frames)
+def test_acknowledgement_read_at_once_is_what_the_decoder_makes_of_it(value):
+    frame = json.dumps(value).encode()
+    ack = decode_ack(frame)
+    if ack is not None:
+        (packet,) = decode(frame)
+        assert (ack.message_id, ack.message_seq) == (packet.message_id, packet.message_seq)
+
+
+def test_acknowledgements_of_the_sdks_are_read_at_once():
+    plain = b'{"jsonrpc":"2.0","method":"recvack","params":{"messageId":"17","messageSeq":3}}'
+    marked = plain.replace(b'"messageId"', b'"header":{"redDot":true},"messageId"')
+    assert decode_ack(plain) == decode_ack(marked) == RecvAck(17, 3)
+    for other in (b"", b"{", b"\xff", b"[" * 100_000, plain + plain, plain[:-1] + b',"id":"1"}'):
+        assert decode_ack(other) is None

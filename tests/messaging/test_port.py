@@ -1,0 +1,72 @@
+"""What a session has not acknowledged: in whatever order it does, and what is sent again."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from messaging.messages import Sent
+from messaging.outbox import Outbox, Turn
+from messaging.port import Port
+from tests.support.wires import FakeWire
+
+
+@pytest.fixture
+async def port(settings):
+    settings.MESSAGING = {"UNACKED": 4, "RESENDS": 1, "RESEND_SECONDS": 60}
+    port = Port(Outbox(FakeWire(), Turn(asyncio.get_running_loop()), lambda: None))
+    port.outbox.open(b"")
+    return port
+
+
+def send(port, *ids, at=0.0):
+    for number in ids:
+        assert port.offer(Sent(str(number).encode(), number, True, at))
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 2, 1), (2, 3, 1), (2, 2, 1, 3, 3)])
+async def test_each_is_forgotten_once_it_is_acknowledged(port, order):
+    send(port, 1, 2, 3)
+    for number in order:
+        port.acknowledge(number)
+    assert port.unacknowledged == []
+    send(port, 4)
+    assert port.unacknowledged == [4]
+
+
+async def test_acknowledging_what_is_not_waited_for_changes_nothing(port):
+    send(port, 1, 2)
+    for number in (9, 8, 7, 6, 5):
+        port.acknowledge(number)
+    assert port.unacknowledged == [1, 2]
+    assert len(port._acknowledged) <= 2
+
+
+async def test_only_the_newest_are_kept_and_none_that_is_not_stored(port):
+    send(port, 1, 2, 3, 4, 5)
+    assert port.offer(Sent(b"x", 6, False, 0.0))
+    assert port.unacknowledged == [2, 3, 4, 5]
+
+
+async def test_one_is_sent_again_when_a_later_one_was_acknowledged_and_then_given_up(port):
+    send(port, 1, 2, 3, at=1.0)
+    port.acknowledge(2)
+    port.last_acked_at = 30.0
+    assert port.resend(60.0) == []
+    await port.outbox.flush(1)
+    assert port.outbox._wire.frames[1:] == [b"1", b"2", b"3"]
+    assert port.resend(61.0) == []
+    await port.outbox.flush(1)
+    assert port.outbox._wire.frames[4:] == [b"1", b"3"]
+    port.last_acked_at = 90.0
+    assert port.resend(120.0) == []
+    assert port.resend(121.0) == [1, 3]
+    assert port.unacknowledged == []
+
+
+async def test_session_that_acknowledges_nothing_is_sent_nothing_again(port):
+    send(port, 1, 2, at=1.0)
+    assert port.resend(100.0) == []
+    await port.outbox.flush(1)
+    assert port.outbox._wire.frames[1:] == [b"1", b"2"]
