@@ -114,7 +114,7 @@ class MessagingConsumer(AsyncConsumer):
         self.scope, self.receive, self.base_send = scope, receive, send
         self.closing: asyncio.Task[None] | None = None
         self.leaving: CloseCode | None = None
-        self.gone = asyncio.Event()
+        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ahead: asyncio.Future[Any] | None = None
         self.in_flight = asyncio.Semaphore(conf().in_flight)
         await receive()  # websocket.connect
@@ -455,7 +455,8 @@ class MessagingConsumer(AsyncConsumer):
             metrics.count_closed(because)
         self.outbox.end()
         await self.wire.detach()
-        self.gone.set()
+        if not self.gone.done():
+            self.gone.set_result(None)
         await self.node.close_row(self.row.id, because)
 
     @property

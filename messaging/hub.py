@@ -172,6 +172,7 @@ class Hub:
         if group is None:
             group = self.groups[channel] = Group(channel, key, key.group, position)
             self._needs.opened(group)
+        channel = group.channel  # one number for all who are bound to it
         held = group.bindings.get(session.id)
         if held is None or held.version <= binding.version:
             group.bindings[session.id] = binding
@@ -335,7 +336,7 @@ class Hub:
         binding = group.bindings.get(session.id)
         if binding is None or binding.end is None or binding.version < group.newest:
             return
-        if not binding.intervals:
+        if not binding.was_ever:
             return  # it grants nothing, so it says nothing of a stay that is over
         if session.heard.get(group.channel, 0) >= binding.end:
             self._let_go(session, group.channel, binding.version)

@@ -63,7 +63,7 @@ class Member(Protocol):
 
     session: LiveSession
     row: Session
-    gone: asyncio.Event
+    gone: asyncio.Future[None]
 
     def kick(self, because: str) -> None:
         """Tell the peer why it has to go, then close."""
@@ -158,10 +158,8 @@ class Node:
         logger.info("node.draining", extra={"node": self.id, "sessions": len(self.members)})
         closing = self.loop.create_task(self._close_rows(), name="close-rows")
         leaving = await self.ask_to_leave(CloseCode.RESTARTING)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_SECONDS):
-                for member in leaving:
-                    await member.gone.wait()
+        if leaving:
+            await asyncio.wait([each.gone for each in leaving], timeout=LAST_WORDS_SECONDS)
         closing.cancel()
         await asyncio.gather(closing, return_exceptions=True)
 

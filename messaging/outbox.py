@@ -55,7 +55,7 @@ class Outbox:
         self._bytes = 0
         self._due = True  # or so it says, until `open` lets the turn have it
         self._refused = self._ended = False
-        self._changed = asyncio.Event()
+        self._changed: asyncio.Event | None = None  # while somebody waits for it
         self._limit = conf().outbox_bytes
         self._low = conf().outbox_low
 
@@ -111,7 +111,7 @@ class Outbox:
         if self._refused and self._bytes <= self._low:
             self._refused = False
             self._on_room()
-        self._changed.set()
+        self._tell()
 
     def _piece(self) -> list[bytes]:
         """The next frames that make a write, taken out: one at least."""
@@ -134,11 +134,16 @@ class Outbox:
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not self._ended and not condition():
-            self._changed.clear()
+            self._changed = self._changed or asyncio.Event()
             await self._changed.wait()
+
+    def _tell(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     def end(self) -> None:
         """Nothing leaves any more: whoever waits for room or for the end need not."""
         self._ended = self._due = True
         self._frames.clear()
-        self._changed.set()
+        self._tell()

@@ -17,6 +17,7 @@ import logging
 import math
 import random
 import re
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -194,7 +195,7 @@ class LoopLayer(RedisPubSubLoopLayer):  # type: ignore[misc]
         await self._get_shard(channel).subscribe(channel)
 
     async def group_add_many(self, groups: Iterable[str], inbox: str) -> None:
-        names = [self._get_group_channel_name(group) for group in groups]
+        names = [sys.intern(self._get_group_channel_name(group)) for group in groups]
         for name in names:
             self.groups.setdefault(name, set()).add(inbox)
         by_shard = list(self._by_shard(names))
@@ -399,7 +400,7 @@ class Shard(RedisSingleShardConnection):  # type: ignore[misc]
         if kind == b"message":
             self._receive_message({"channel": name, "data": body})
         elif kind == b"subscribe":
-            self.confirmed.add(name.decode())
+            self.confirmed.add(sys.intern(name.decode()))
         elif kind == b"unsubscribe" and name:
             self.confirmed.discard(name.decode())
 

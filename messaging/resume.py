@@ -95,7 +95,7 @@ def binding_since(each: Expected, seq: int, changes: Sequence[Change]) -> GroupB
     settled = tuple(change for change in changes if change.version <= each.version)
     page = Changes(each.key, 0, each.version, each.version, each.head, settled)
     earlier = GroupBinding(each.uid, 0).after(page, heard=seq).intervals[:-1]
-    return replace(each.binding, intervals=(*earlier, *each.binding.intervals))
+    return replace(each.binding, earlier=earlier)
 
 
 def judge(

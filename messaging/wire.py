@@ -26,7 +26,7 @@ class Wire(Protocol):
         them."""
 
     def attach(self, on_takes: Callable[[], None], taken: Callable[[bytes], bool]) -> None:
-        """From now on call `on_takes` when it takes frames again after it did not, and ask `taken`
+        """The socket is accepted: from now on call `on_takes` when it takes frames again after it did not, and ask `taken`
         of each text that comes whether it is done with; else `receive` has it."""
 
     async def detach(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import IntEnum
@@ -129,17 +130,51 @@ class Interval:
         )
 
 
+NEVER = 1 << 63
+"""A version that no channel reaches: that of a join that never was."""
+
+
 @dataclass(frozen=True, slots=True)
 class GroupBinding:
-    """What one uid may hear of one channel, true up to `version` of that channel's memberships.
+    """What one uid may hear of one channel, true up to `version` of that channel's memberships: the
+    current or last stay, and those before it of which something may still have to be heard.
 
     Built from one snapshot of the database and never guessed: what is newer than `version` cannot
-    be judged by it and is withheld until it has been read anew.
+    be judged by it and is withheld until it has been read anew. A node holds one for each session
+    and channel, so nearly all of it is in one object.
     """
 
     uid: str
     version: int
-    intervals: tuple[Interval, ...] = ()
+    joined_version: int = NEVER
+    joined_seq: int = 0
+    left_version: int | None = None
+    left_seq: int | None = None
+    earlier: tuple[Interval, ...] = ()
+
+    @classmethod
+    def of(cls, uid: str, version: int, intervals: Sequence[Interval]) -> GroupBinding:
+        """The binding of these stays, the oldest first."""
+        if not intervals:
+            return cls(uid, version)
+        *earlier, last = intervals
+        return cls(
+            uid, version, last.joined_version, last.joined_seq, last.left_version, last.left_seq,
+            tuple(earlier),
+        )  # fmt: skip
+
+    @property
+    def was_ever(self) -> bool:
+        """Whether there is a stay at all."""
+        return self.joined_version != NEVER
+
+    @property
+    def intervals(self) -> tuple[Interval, ...]:
+        """Every stay, the oldest first."""
+        if not self.was_ever:
+            return ()
+        last = (self.joined_version, self.joined_seq, self.left_version, self.left_seq)
+        return (*self.earlier, Interval(*last))
 
     def judges(self, version: int) -> bool:
         """Whether this binding knows enough to judge a message of `version`."""
@@ -152,30 +187,17 @@ class GroupBinding:
     def is_member_at(self, version: int) -> bool:
         """Whether a message of `version` is theirs by a stay that goes on: nearly always so, and
         asked for each delivery. Only for versions that it `judges`."""
-        if not self.intervals:
-            return False
-        stay = self.intervals[-1]
-        return stay.left_version is None and version >= stay.joined_version
+        return self.left_version is None and version >= self.joined_version
 
     @property
     def is_open(self) -> bool:
         """Whether the uid is a member now, as far as this binding knows."""
-        return bool(self.intervals) and self.intervals[-1].left_version is None
+        return self.was_ever and self.left_version is None
 
     @property
     def end(self) -> int | None:
         """Last seq they may hear once they have left; None while they are a member."""
-        return self.intervals[-1].left_seq if self.intervals else 0
-
-    @property
-    def joined_version(self) -> int:
-        """Version of the current or last join; 0 when there was none."""
-        return self.intervals[-1].joined_version if self.intervals else 0
-
-    @property
-    def joined_seq(self) -> int:
-        """Head of the channel at the current or last join; 0 when there was none."""
-        return self.intervals[-1].joined_seq if self.intervals else 0
+        return self.left_seq if self.was_ever else 0
 
     def after(self, page: Changes, heard: int) -> GroupBinding:
         """This binding with a page of its channel's changes applied, true up to the page's end.
@@ -194,7 +216,7 @@ class GroupBinding:
             if change.joined:
                 intervals.append(Interval(change.version, change.seq))
         kept = [stay for stay in intervals[:-1] if stay.left_seq is None or stay.left_seq > heard]
-        return GroupBinding(self.uid, page.version, (*kept, *intervals[-1:]))
+        return GroupBinding.of(self.uid, page.version, (*kept, *intervals[-1:]))
 
 
 def _ended(stay: Interval, change: Change) -> Interval:
@@ -220,8 +242,7 @@ class Expected:
     @property
     def binding(self) -> GroupBinding:
         """What this membership grants, as of its snapshot."""
-        stay = Interval(self.joined_version, self.joined_seq)
-        return GroupBinding(self.uid, self.version, (stay,))
+        return GroupBinding(self.uid, self.version, self.joined_version, self.joined_seq)
 
 
 @dataclass(frozen=True, slots=True)

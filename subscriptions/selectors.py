@@ -41,11 +41,14 @@ def memberships_of(uids: Iterable[str], channels: Collection[int] | None = None)
 
 
 def _memberships_of(uids: list[str], channels: Collection[int] | None) -> list[Expected]:
+    names = {uid: uid for uid in uids}  # one string for all memberships of a uid
     rows = Membership.objects.filter(uid__in=uids)
     if channels is not None:
         rows = rows.filter(channel__in=channels)
     return [
-        Expected(pk, ChannelKey(kind, name), uid, joined_version, joined_seq, at, version, head)
+        Expected(
+            pk, ChannelKey(kind, name), names[uid], joined_version, joined_seq, at, version, head
+        )
         for pk, kind, name, uid, joined_version, joined_seq, at, version, head in rows.values_list(
             "channel_id",
             "channel__channel_type",

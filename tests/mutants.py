@@ -46,6 +46,13 @@ MUTANTS = [
         "subscriptions/test_bindings.py messaging/test_schedules.py",
     ),
     Mutant(
+        "the fence: who has left",
+        "subscriptions/bindings.py",
+        "return self.left_version is None and version >= self.joined_version",
+        "return version >= self.joined_version",
+        "messaging/test_schedules.py",
+    ),
+    Mutant(
         "the fence: withhold what cannot be judged",
         "subscriptions/bindings.py",
         "return version <= self.version",

@@ -139,7 +139,7 @@ def _contradictory(facts: Facts) -> str:
 
 
 def _never_member(facts: Facts) -> str:
-    if facts.binding.intervals:
+    if facts.binding.was_ever:
         return ""
     return f"{facts.question.uid} has never been a member of {facts.question.key}."
 

@@ -27,4 +27,4 @@ def scramble(
         upto = die.randint(0, version + 2)
         stay = Interval(die.randint(0, upto), die.randint(0, head))
         stays = die.choice([(), (stay,), (stay,)])
-        group.bindings[session.id] = GroupBinding(session.uid, upto, stays)
+        group.bindings[session.id] = GroupBinding.of(session.uid, upto, stays)

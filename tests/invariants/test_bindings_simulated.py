@@ -9,7 +9,7 @@ from functools import partial
 
 from messaging import check
 from messaging.hub import Group
-from subscriptions.bindings import ChannelKey, GroupBinding, Interval
+from subscriptions.bindings import ChannelKey, GroupBinding
 from tests.invariants.garbage import scramble
 from tests.support.seeds import replayed_by, seeds
 from tests.support.simulation import Simulation
@@ -118,7 +118,7 @@ def say_again_what_is_old(sim):
         for each in sim.live():
             if channel.pk in each.session.bindings:
                 version = sim.die.randrange(channel.version)
-                old = GroupBinding(each.session.uid, version, (Interval(version, 0),))
+                old = GroupBinding(each.session.uid, version, version, 0)
                 hub.bind(each.session, channel.pk, channel.key, old, sim.die.randint(0, 9))
                 page = sim.world.changes_of({channel.pk: [each.session.uid]})[channel.pk]
                 older = replace(page, version=version, changes=())

@@ -90,7 +90,7 @@ def bind_strangers(sim):
             known = any(change.uid == each.session.uid for change in channel.ledger)
             if len(mates) == 1 and not known and channel.version:
                 stay = Interval(channel.version, channel.head)
-                grant = GroupBinding(each.session.uid, channel.version, (stay,))
+                grant = GroupBinding.of(each.session.uid, channel.version, (stay,))
                 sim.node.hub.bind(each.session, channel.pk, channel.key, grant, channel.head)
                 bound.append((channel.pk, each.session))
     return bound

@@ -7,7 +7,7 @@ import pytest
 
 from messaging.hub import Hub, LiveSession, Needs
 from messaging.messages import StoredMessage
-from subscriptions.bindings import Change, Changes, ChannelKey, GroupBinding, Interval
+from subscriptions.bindings import Change, Changes, ChannelKey, GroupBinding
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def connect(hub, session, stays):
     live = LiveSession(session, "alice", None, datetime(2026, 1, 1, tzinfo=UTC), connecting=False)
     hub.register(live)
     for channel, version in stays.items():
-        binding = GroupBinding("alice", 9, (Interval(version, 0),))
+        binding = GroupBinding("alice", 9, version, 0)
         hub.bind(live, channel, ChannelKey(2, f"c{channel}"), binding, 0)
     return live
 

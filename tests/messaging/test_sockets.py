@@ -121,9 +121,9 @@ class Wired:
         await receive()
         self.scope, self.send = scope, send
         self.wire = scope["extensions"].get(EXTENSION)
+        await send({"type": "websocket.accept"})
         if self.wire is not None:
             self.wire.attach(self.go_on, self.take)
-        await send({"type": "websocket.accept"})
         self.here.set()
         while (event := await receive())["type"] != "websocket.disconnect":
             self.received.append(event["text"])

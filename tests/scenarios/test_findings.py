@@ -16,7 +16,7 @@ from django.db.models import F
 from messaging.hub import LiveSession
 from messaging.models import Node, Session
 from subscriptions import audits
-from subscriptions.bindings import GroupBinding, Interval
+from subscriptions.bindings import GroupBinding
 from subscriptions.models import Channel, Finding, Membership
 from subscriptions.triggers import install
 from tests.support.factories import in_thread, make_group, make_users
@@ -119,7 +119,7 @@ async def put_a_stranger_into_the_group(room):
 
 
 async def bind_a_stranger(room):
-    forged = GroupBinding("eve", room.group.known_version, (Interval(1, 0),))
+    forged = GroupBinding("eve", room.group.known_version, 1, 0)
     key = room.channel.key
     room.node.hub.bind(room.session("eve"), room.channel.pk, key, forged, room.group.head)
     return "stray_group_binding", "membership"

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from subscriptions import services
-from subscriptions.bindings import GroupBinding, Interval
+from subscriptions.bindings import GroupBinding
 from subscriptions.models import Channel, Finding, Membership
 from tests.support.factories import in_thread, make_group, make_users
 from tests.support.peers import Peer
@@ -37,7 +37,7 @@ async def test_stranger_is_unbound_however_many_devices_she_has(here, devices):
             await laptop.open()
         group = here.node.hub.groups[channel.pk]
         session = next(iter(here.node.hub.by_uid["eve"].values()))
-        grant = GroupBinding("eve", 1, (Interval(1, 0),))
+        grant = GroupBinding("eve", 1, 1, 0)
         here.node.hub.bind(session, channel.pk, channel.key, grant, 0)
         await eventually(lambda: session.id not in group.sessions, "eve to be unbound", 5)
         if devices == 2:
