@@ -321,7 +321,7 @@ class MessagingConsumer(AsyncConsumer):
         if isinstance(packet, Send):
             await self._append(packet)
         elif isinstance(packet, RecvAck):
-            self.port.acknowledge(packet.message_id)
+            self.port.acknowledge(packet.message_id, time.monotonic())
         elif isinstance(packet, Ping):
             self.outbox.answer(frame_of(Pong(packet.request_id)))
         elif isinstance(packet, Disconnect):
@@ -332,11 +332,11 @@ class MessagingConsumer(AsyncConsumer):
     def _taken(self, text: bytes) -> bool:
         """Whether this frame was one that is obeyed at once, as it comes: an acknowledgement in the
         shape that the SDKs send. Any other takes its turn behind what is being obeyed."""
-        ack = jsonrpc.decode_ack(text)
-        if ack is None:
+        message_id = jsonrpc.decode_ack(text)
+        if message_id is None:
             return False
-        self.heard_at = time.monotonic()
-        self.port.acknowledge(ack.message_id)
+        self.heard_at = now = time.monotonic()
+        self.port.acknowledge(message_id, now)
         return True
 
     async def _append(self, send: Send) -> None:

@@ -1,14 +1,25 @@
-"""WebSocket frames as bytes: made once, written to as many sockets as are to have them."""
+"""WebSocket frames as bytes (RFC 6455 §5.2): made once, written to as many sockets as are to have
+them; and of those that come, what can be told without a parser.
+
+What comes is parsed by the WebSocket library. But for each delivery there is an acknowledgement,
+and of its cost that was half: a text that is short, whole and there at once is read here.
+"""
 
 from __future__ import annotations
 
 import struct
+
+from websockets.frames import apply_mask
 
 TEXT = 0x81
 """First byte of a whole text frame: final, no extension bits (RFC 6455 §5.2)."""
 
 TWO_BYTES, EIGHT_BYTES = 126, 127
 """Length bytes that say: the length follows, in so many bytes."""
+
+MASK_BIT, MASKED = 0x80, 6
+"""What a length byte has when a mask follows, as behind all that clients send; and how long the
+shortest such header is."""
 
 
 def text_frame(text: bytes) -> bytes:
@@ -25,3 +36,34 @@ def text_of(frame: bytes) -> str:
     """The text of a frame that `text_frame` made."""
     start = {TWO_BYTES: 4, EIGHT_BYTES: 10}.get(frame[1], 2)
     return frame[start:].decode()
+
+
+def short_text(data: bytes, start: int) -> tuple[bytes, int] | None:
+    """The text of the frame that begins at `start`, and where the next begins. None unless it is
+    all there and as plain as frames are: final, no extension bits, masked, below 126 bytes."""
+    if len(data) < start + MASKED or data[start] != TEXT:
+        return None
+    length = data[start + 1] - MASK_BIT
+    end = start + MASKED + length
+    if not 0 <= length < TWO_BYTES or end > len(data):
+        return None
+    text = data[start + MASKED : end]
+    return apply_mask(text, data[start + 2 : start + MASKED]), end
+
+
+def bytes_to_come(data: bytes, at: int) -> int | None:
+    """How many bytes of a frame are still to come behind `data`, of which the first `at` belong to
+    an earlier one. None when that cannot be told, since it ends within a header."""
+    size = len(data)
+    while at < size:
+        head = data[at : at + 10]
+        length = head[1] & (MASK_BIT - 1) if len(head) > 1 else TWO_BYTES
+        header = MASKED
+        if length == TWO_BYTES:
+            length, header = int.from_bytes(head[2:4], "big"), MASKED + 2
+        elif length == EIGHT_BYTES:
+            length, header = int.from_bytes(head[2:10], "big"), MASKED + 8
+        if size - at < header:
+            return None
+        at += header + length
+    return at - size

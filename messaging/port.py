@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from dataclasses import replace
 from itertools import takewhile
@@ -40,9 +39,9 @@ class Port:
             self._sent.append(sent)
         return True
 
-    def acknowledge(self, message_id: int) -> None:
+    def acknowledge(self, message_id: int, now: float) -> None:
         """The receiver has it. Acknowledging what is not waited for changes nothing."""
-        self.last_acked_at = time.monotonic()
+        self.last_acked_at = now
         sent = self._sent
         if sent and sent[0].message_id == message_id:
             sent.popleft()

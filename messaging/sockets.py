@@ -14,13 +14,15 @@ from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import Frame
 from websockets.http11 import Request
+from websockets.protocol import OPEN
 
+from messaging.frames import bytes_to_come, short_text
 from messaging.wire import EXTENSION
 
 logger = logging.getLogger(__name__)
 
+END_OF_REQUEST = b"\r\n\r\n"
 UNREAD_PONGS = 1 << 20
 """Bytes that may wait for the socket when another pong is to be added: uvicorn pauses our own
 frames at 64 KiB, so whoever gets here has sent some 16,000 pings and read nothing since."""
@@ -30,6 +32,7 @@ class BoundedProtocol(WebSocketsSansIOProtocol):
     """One WebSocket of `manage.py serve`. It is its own `Wire`."""
 
     paused = False
+    _to_come: int | None = 0  # bytes of the frame that is under way; None: it cannot be told
     _on_takes: Callable[[], None] | None = None
     _taken: Callable[[bytes], bool] | None = None
 
@@ -71,11 +74,27 @@ class BoundedProtocol(WebSocketsSansIOProtocol):
         if self._on_takes is not None:
             self._on_takes()
 
-    def handle_text(self, event: Frame) -> None:
-        """Let the session take a whole text at once, or queue it for `receive`."""
-        taken = self._taken
-        if taken is None or not event.fin or self.close_sent or not taken(bytes(event.data)):
-            super().handle_text(event)
+    def data_received(self, data: bytes) -> None:
+        """Let the session take whole short texts at once; the rest is parsed, and queued for
+        `receive`. For that it must be known where a frame begins: it is, unless one came before
+        the handshake was over, or was cut within its header."""
+        if self.conn.state is not OPEN:
+            if self.handshake_initiated or not data.endswith(END_OF_REQUEST):
+                self._to_come = None
+        elif self._to_come is not None:
+            data = data[self._take_texts(data) :]
+            self._to_come = bytes_to_come(data, self._to_come)
+        if data:
+            super().data_received(data)
+
+    def _take_texts(self, data: bytes) -> int:
+        """Where the first frame begins that the session did not take."""
+        start, taken = 0, self._taken
+        between_messages = not self._to_come and self.conn.current_size is None
+        if taken is not None and between_messages and not self.close_sent:
+            while (found := short_text(data, start)) and taken(found[0]):
+                start = found[1]
+        return start
 
     # --- what a peer may make us keep --------------------------------------------------------
 

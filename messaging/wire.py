@@ -26,8 +26,8 @@ class Wire(Protocol):
         them."""
 
     def attach(self, on_takes: Callable[[], None], taken: Callable[[bytes], bool]) -> None:
-        """The socket is accepted: from now on call `on_takes` when it takes frames again after it did not, and ask `taken`
-        of each text that comes whether it is done with; else `receive` has it."""
+        """The socket is accepted: from now on call `on_takes` when it takes frames again after it
+        did not, and ask `taken` of a text that comes whether that is all: else `receive` has it."""
 
     async def detach(self) -> None:
         """Take no more, and call nobody. Twice is once."""

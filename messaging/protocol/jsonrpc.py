@@ -260,8 +260,8 @@ def _recvack(request_id: str | None, value: Frame) -> RecvAck:
 
 
 class _AckParams(msgspec.Struct, forbid_unknown_fields=True):
-    messageId: Annotated[str, msgspec.Meta(pattern=f"^[0-9]{{1,{INT64_DIGITS - 1}}}$")]  # noqa: N815
-    messageSeq: Annotated[int, msgspec.Meta(ge=0, le=INT64)]  # noqa: N815 - the wire's names
+    messageId: str  # noqa: N815 - the wire's names
+    messageSeq: Annotated[int, msgspec.Meta(ge=0, le=INT64)]  # noqa: N815
     header: dict[str, bool] = {}
 
 
@@ -274,14 +274,15 @@ class _Ack(msgspec.Struct, forbid_unknown_fields=True):
 _decode_ack = msgspec.json.Decoder(_Ack).decode
 
 
-def decode_ack(frame: bytes) -> RecvAck | None:
-    """A `recvack` in the shape that the SDKs send; None when `decode` has to read it. One comes for
-    each delivery: this is an eighth of what `decode` takes."""
+def decode_ack(frame: bytes) -> int | None:
+    """The message id of a `recvack` in the shape that the SDKs send; None when `decode` has to read
+    it. One comes for each delivery: this is a tenth of what `decode` takes."""
     try:
-        params = _decode_ack(frame).params
+        text = _decode_ack(frame).params.messageId
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
-    return RecvAck(int(params.messageId), params.messageSeq)
+    plain = text.isascii() and text.isdecimal() and len(text) < INT64_DIGITS
+    return int(text) if plain else None
 
 
 def _message_id(params: Frame) -> int:

@@ -1,11 +1,13 @@
-"""Frames as bytes are those of the WebSocket library."""
+"""Frames as bytes are those of the WebSocket library, either way."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
-from messaging.frames import text_frame, text_of
+from messaging.frames import bytes_to_come, short_text, text_frame, text_of
 
 
 @pytest.mark.parametrize("length", [0, 1, 125, 126, 127, 65_535, 65_536, 100_000])
@@ -14,3 +16,50 @@ def test_frame_is_the_librarys_and_gives_its_text_back(length):
     frame = text_frame(text)
     assert frame == Frame(Opcode.TEXT, text).serialize(mask=False)
     assert text_of(frame) == text.decode()
+
+
+# --- what comes -----------------------------------------------------------------------------------
+
+texts = st.binary(max_size=40) | st.integers(120, 140).map(lambda size: b"x" * size)
+frames = st.builds(
+    Frame,
+    opcode=st.sampled_from([Opcode.TEXT, Opcode.TEXT, Opcode.BINARY, Opcode.PING, Opcode.CONT]),
+    data=texts | st.just(b"y" * 70_000), fin=st.booleans(), rsv1=st.booleans(),
+)  # fmt: skip
+
+
+def masked(frame: Frame) -> bytes:
+    """What a client sends; not all of these would be let through by a library."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Frame, "check", lambda self: None)
+        return frame.serialize(mask=True)
+
+
+@given(frames, st.binary(max_size=10), st.binary(max_size=10))
+def test_short_text_is_read_as_the_library_reads_it_and_nothing_else_is(frame, before, after):
+    data = masked(frame)
+    found = short_text(before + data + after, len(before))
+    plain = frame.opcode is Opcode.TEXT and frame.fin and not frame.rsv1 and len(frame.data) < 126
+    assert found == ((frame.data, len(before) + len(data)) if plain else None)
+
+
+@given(frames, st.data())
+def test_text_of_which_a_byte_is_missing_is_not_read(frame, data):
+    whole = masked(frame)
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    assert short_text(whole[:cut], 0) is None
+
+
+@given(st.lists(frames, max_size=4), frames, st.data())
+def test_bytes_to_come_are_counted_unless_a_header_is_cut(earlier, last, data):
+    before, whole = b"".join(map(masked, earlier)), masked(last)
+    cut = data.draw(st.integers(0, len(whole)))
+    to_come = bytes_to_come(before + whole[:cut], 0)
+    if cut in (0, len(whole)):
+        assert to_come == 0
+    elif cut < len(whole) - len(last.data):
+        assert to_come is None
+    else:
+        assert to_come == len(whole) - cut
+        assert bytes_to_come(whole[cut:], to_come) == 0
+        assert bytes_to_come(whole[cut:][:1], to_come) == to_come - 1

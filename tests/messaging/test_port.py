@@ -29,7 +29,7 @@ def send(port, *ids, at=0.0):
 async def test_each_is_forgotten_once_it_is_acknowledged(port, order):
     send(port, 1, 2, 3)
     for number in order:
-        port.acknowledge(number)
+        port.acknowledge(number, 0.0)
     assert port.unacknowledged == []
     send(port, 4)
     assert port.unacknowledged == [4]
@@ -38,7 +38,7 @@ async def test_each_is_forgotten_once_it_is_acknowledged(port, order):
 async def test_acknowledging_what_is_not_waited_for_changes_nothing(port):
     send(port, 1, 2)
     for number in (9, 8, 7, 6, 5):
-        port.acknowledge(number)
+        port.acknowledge(number, 0.0)
     assert port.unacknowledged == [1, 2]
     assert len(port._acknowledged) <= 2
 
@@ -51,7 +51,7 @@ async def test_only_the_newest_are_kept_and_none_that_is_not_stored(port):
 
 async def test_one_is_sent_again_when_a_later_one_was_acknowledged_and_then_given_up(port):
     send(port, 1, 2, 3, at=1.0)
-    port.acknowledge(2)
+    port.acknowledge(2, 0.0)
     port.last_acked_at = 30.0
     assert port.resend(60.0) == []
     await port.outbox.flush(1)

@@ -10,6 +10,7 @@ import pytest
 import uvicorn
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedOK
+from websockets.frames import Frame, Opcode
 
 from messaging import serving
 from messaging.frames import text_frame
@@ -128,6 +129,10 @@ class Wired:
         while (event := await receive())["type"] != "websocket.disconnect":
             self.received.append(event["text"])
 
+    @property
+    def seen(self):
+        return len(self.at_once) + len(self.received)
+
     def go_on(self):
         self.goings_on += 1
 
@@ -166,11 +171,28 @@ async def test_compressed_socket_is_no_wire_since_its_frames_would_be_its_own():
 
 async def test_texts_that_are_taken_at_once_are_received_by_nobody_else():
     async with wired(ws_per_message_deflate=False) as (application, client):
-        for text in ("a1", "b1", "a2", ["a", "3"], "b2"):
+        for number, text in enumerate(("a1", "b1", "a2", ["a", "3"], "a" * 200, "b2", "a4"), 1):
             await client.send(text)
-        await eventually(lambda: len(application.received) == 3, "the others")
-        assert application.at_once == [b"a1", b"a2"]
-        assert application.received == ["b1", "a3", "b2"], "a text in parts is not looked at"
+            await eventually(lambda count=number: application.seen == count, "it has come")
+        assert application.at_once == [b"a1", b"a2", b"a4"]
+        assert application.received == ["b1", "a3", "a" * 200, "b2"], "only short, whole texts"
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, 6, 7, 300])
+async def test_texts_come_through_in_order_wherever_the_network_cuts_them(cut):
+    """What is in one piece with a text that is not taken is received behind it."""
+    texts = ["a1", "b" * 300, "a2", "b3", "a4"]
+    frames = b"".join(Frame(Opcode.TEXT, text.encode()).serialize(mask=True) for text in texts)
+    async with wired(ws_per_message_deflate=False) as (application, client):
+        for piece in (frames[:cut], frames[cut : cut + 9], frames[cut + 9 :]):
+            client.transport.write(piece)
+            await asyncio.sleep(0.05)
+        await eventually(lambda: application.seen == 5, "all of them")
+        taken = [text.decode() for text in application.at_once]
+        assert taken == texts[: len(taken)]
+        assert application.received == texts[len(taken) :]
+        await client.send("a5")
+        await eventually(lambda: application.seen == 6, "what comes after them")
 
 
 async def test_peer_that_does_not_read_pauses_the_wire_until_it_does():
