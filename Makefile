@@ -1,6 +1,6 @@
 # `make help` lists what there is. Needs python3 (3.11 or later) with venv, and make.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-embedded test-network check mutants faults storm format lock clean
+.PHONY: help run test test-embedded test-network check mutants faults storm bench format lock clean
 .NOTPARALLEL:
 # Another project's, perhaps: here there is only one.
 unexport DJANGO_SETTINGS_MODULE
@@ -19,6 +19,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Fast, and it checks the hashes; its own version is the one in requirements-dev.in.
 UV := uv==0.13.8
+# Servers in JavaScript that ours is measured against; they need Node 20 or later, and npm.
+PEERS := benchmarks/peers/node
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes
 
 help:  ## list the targets
@@ -55,6 +57,9 @@ faults: $(VENV)/.installed-dev  ## break three servers in every way there is, an
 storm: $(VENV)/.installed-dev  ## half an hour of everything at random
 	$(BIN)/python -m tests.faults --storm 1800 $(ARGS)
 
+bench: $(VENV)/.installed-bench $(PEERS)/node_modules/.installed  ## measure against what others would pick, on a quiet machine (ARGS="--help")
+	$(BIN)/python -m benchmarks $(ARGS)
+
 format: $(VENV)/.installed-dev  ## put the code into its layout
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -65,7 +70,7 @@ lock: $(BIN)/uv  ## compile requirements*.in into requirements*.txt, with hashes
 LOCK = --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 
 clean:  ## remove what was installed and cached; the data folder stays
-	rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(PEERS)/node_modules .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 
 $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)
@@ -78,4 +83,12 @@ $(VENV)/.installed: requirements.txt | $(BIN)/uv
 
 $(VENV)/.installed-dev: requirements-dev.txt | $(BIN)/uv
 	$(INSTALL) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.installed-bench: benchmarks/requirements.txt | $(BIN)/uv
+	$(INSTALL) -r benchmarks/requirements.txt
+	@touch $@
+
+$(PEERS)/node_modules/.installed: $(PEERS)/package-lock.json
+	cd $(PEERS) && npm ci --ignore-scripts --no-audit --no-fund
 	@touch $@

@@ -81,6 +81,16 @@ class Running:
         """CPU seconds of the server's processes so far, with the kernel's part."""
         return cpu_clock(self.pid)
 
+    def metric(self, name: str) -> float:
+        """A metric of ours by its name in GET /metrics, summed over its labels."""
+        found = [
+            float(line.rpartition(" ")[2])
+            for line in self.process.client.get("/metrics").text.splitlines()
+            if line.partition(" ")[0].partition("{")[0] == name
+        ]
+        assert found, f"there is no metric {name}"
+        return sum(found)
+
 
 def pin(pid: int, cores: Sequence[int]) -> None:
     """Keep every thread of a process, and what it starts, on these cores."""
@@ -98,7 +108,7 @@ def tasks(pid: int) -> list[Path]:
 
 def children(pid: int) -> list[int]:
     """The processes that this one has started and that still run."""
-    found = []
+    found: list[int] = []
     for task in tasks(pid):
         with suppress(FileNotFoundError, ProcessLookupError):  # a thread may have ended by now
             found += map(int, (task / "children").read_text(encoding="ascii").split())
@@ -152,15 +162,26 @@ class Ours:
             server = self._server()
             copy_database(migrated_database(), server.database)
             fill_sqlite(server.database, rooms)
-        with server:
+        with closing(server.start()):
             pin(server.pid, self.cores)
             yield Running(f"ws://127.0.0.1:{server.port}", server.pid, self.dialect, server)
+            kill(server)
 
     def _server(self, **settings: str) -> ServerProcess:
         settings["WUKONGIM_MESSAGING"] = self.settings
         if self.workers > 1:
             return WorkersProcess(self.workers, **settings)
         return ServerProcess(**settings)
+
+
+def kill(server: ServerProcess) -> None:
+    """End it and its workers at once: to drain, and to write down that thousands have gone, would
+    take its time, and would be measured with the next one."""
+    workers = children(server.pid)
+    server.stop(signal.SIGKILL)
+    for pid in workers:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 # The triggers do for rows by SQL what they do for the HTTP API's.
@@ -174,7 +195,7 @@ def fill_postgres(url: str, rooms: Rooms) -> None:
             for room in rooms:
                 rows.write_row((room, 2))
         cursor.execute("SELECT channel_id, id FROM wukongim_subscriptions_channel")
-        pks = dict(cursor.fetchall())
+        pks: dict[str, int] = dict(cursor.fetchall())
         statement = "COPY wukongim_subscriptions_membership (channel_id, uid) FROM STDIN"
         with cursor.copy(statement) as rows:
             for room, members in rooms.items():

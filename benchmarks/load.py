@@ -4,7 +4,7 @@ It is one thread of picows (a WebSocket library in Cython), so that the servers 
 their clients; what it takes itself is measured, too. Each message carries a token,
 `@ssssnnnnnnnn@`: the number of its sender and the sender's number for it, in hexadecimal. By that a
 socket knows whether what it hears of a sender is complete, in order and meant for it, in any
-envelope. All sockets of a room are opened before its first message.
+envelope.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Dialect(Protocol):
 
 
 class Socket(WSListener):  # type: ignore[misc]  # picows has no types for subclasses
-    """One socket of one user, who is in one room.
+    """One socket of one user, who speaks and is listened to in one room.
 
     `next` has for each sender the key that is due, `missing` what a later one has overtaken. A
     socket that is `aside` hears and checks, but nobody waits for it.
@@ -68,7 +68,7 @@ class Socket(WSListener):  # type: ignore[misc]  # picows has no types for subcl
         self.missing: set[int] = set()
         self.sent = 0
         self.transport: Any = None
-        self.aside = self.gone = False
+        self.aside = self.gone = self.expects_to_go = False
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         """Say hello."""
@@ -121,7 +121,8 @@ class Socket(WSListener):  # type: ignore[misc]  # picows has no types for subcl
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         """Nobody ought to go while something is measured."""
         self.gone = True
-        self.crowd.lose(self)
+        if not self.expects_to_go:
+            self.crowd.lose(self)
         if not self.ready.done():
             self.ready.set_exception(ConnectionError(f"{self.name} was not let in"))
 
@@ -210,14 +211,15 @@ class Crowd:
         at_once: int = CONNECTS,
         socket_factory: Callable[[Any], Any] | None = None,
     ) -> list[Socket]:
-        """Open a socket for each (name, room), so many at once, and wait until each is let in."""
+        """Open a socket for each (name, room), so many at once, and wait until each is let in.
+        Nobody speaks meanwhile."""
         gate = asyncio.Semaphore(at_once)
 
         async def open_one(name: str, room: str, number: int) -> Socket:
             async with gate:
-                socket: Socket
-                _, socket = await ws_connect(
-                    lambda: Socket(self, name, room, number),
+                socket = Socket(self, name, room, number)
+                await ws_connect(
+                    lambda: socket,
                     self.url + self.dialect.path(name, room),
                     websocket_handshake_timeout=self.patience,
                     socket_factory=socket_factory,
@@ -233,19 +235,32 @@ class Crowd:
         for socket in sockets:
             self.rooms.setdefault(socket.room, []).append(socket)
             self.sockets[socket.number] = socket
+        self._tell_how_far(sockets)
         return sockets
 
-    async def close(self) -> None:
-        """Everybody goes."""
-        sockets = list(self.sockets.values())
-        for socket in sockets:
+    def _tell_how_far(self, newcomers: Iterable[Socket]) -> None:
+        """What was said in their rooms before they came is not for them. Nothing is under way."""
+        said = {
+            room: {
+                each.number: (each.number << 32 | each.sent) + 1 for each in members if each.sent
+            }
+            for room, members in self.rooms.items()
+        }
+        for socket in newcomers:
+            socket.next.update(said[socket.room])
+
+    async def close(self, sockets: Iterable[Socket] | None = None) -> None:
+        """These go, or everybody; what they were is forgotten."""
+        going = list(self.sockets.values() if sockets is None else sockets)
+        for socket in going:
+            socket.expects_to_go = True
             socket.transport.disconnect(graceful=False)
-        await asyncio.gather(*(socket.transport.wait_disconnected() for socket in sockets),
+        await asyncio.gather(*(socket.transport.wait_disconnected() for socket in going),
                              return_exceptions=True)  # fmt: skip
-        self.rooms.clear()
-        self.sockets.clear()
-        self.asides.clear()
-        self.gone = self.gone_aside = 0
+        for socket in going:
+            del self.sockets[socket.number]
+            self.rooms[socket.room].remove(socket)
+            self.asides[socket.room] -= socket.aside
 
     def set_aside(self, sockets: Iterable[Socket]) -> None:
         """From now on nobody waits for these to hear anything."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Sequence
+from contextlib import closing
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +64,44 @@ class Report:
         )
         self.say(f"PostgreSQL: {', '.join(name for (name,) in settings)}.")
 
+    def introduce(self, stack: Any, packages: Sequence[str]) -> None:
+        """Say which machine and versions these are; `packages`: those that matter here."""
+        with closing(stack.postgres.connect("postgres")) as connection:
+            (version,) = connection.execute("SHOW server_version").fetchone()
+            (fsync,) = connection.execute("SHOW fsync").fetchone()
+        valkey = stack.valkey.client.info("server").get("valkey_version", "?")
+        versions = [f"{name} {metadata.version(name)}" for name in packages]
+        self.say(f"{machine()}, Python {platform.python_version()}, {', '.join(versions)}.")
+        self.say(f"PostgreSQL {version} with fsync {fsync}, Valkey {valkey}.")
+
     def save(self, page: Path, meaning: str) -> None:
         """Write the page, with what it means at its end."""
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text("\n".join([*self.lines, meaning]), encoding="utf-8")
+
+    def save_part(self, page: Path, head: str) -> None:
+        """Write what was said as one part of a page that has others. It begins with its title, a
+        line `## …`, and takes the place of the part with that title; `head` begins the page."""
+        mine = "\n".join(self.lines).strip()
+        title = mine.partition("\n")[0]
+        parts = [mine]
+        if page.exists():
+            _, *others = page.read_text(encoding="utf-8").split("\n## ")
+            parts += [f"## {text.strip()}" for text in others]
+        parts = [mine, *(part for part in parts if part.partition("\n")[0] != title)]
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text("\n\n".join([head.strip(), *sorted(parts)]) + "\n", encoding="utf-8")
+
+
+def machine() -> str:
+    """The machine: its kernel, processor, cores and memory."""
+    cpus = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    model = re.search(r"^model name\s*: (.*)$", cpus, re.MULTILINE)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return (
+        f"{platform.platform()}, {model[1] if model else platform.processor()},"
+        f" {os.cpu_count()} cores, {memory:.0f} GiB"
+    )
 
 
 def sql(statement: str, *values: Any) -> Any:
@@ -97,4 +134,11 @@ def cpu_seconds(pid: int) -> float:
     """CPU of a process, of the children it has, and of those that ended."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    return sum(map(int, fields[11:15])) / TICKS + sum(map(cpu_seconds, map(int, children)))
+    return sum(map(int, fields[11:15])) / TICKS + sum(map(_cpu_of_child, map(int, children)))
+
+
+def _cpu_of_child(pid: int) -> float:
+    try:
+        return cpu_seconds(pid)
+    except (FileNotFoundError, ProcessLookupError):  # it has ended since
+        return 0.0

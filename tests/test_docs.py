@@ -467,6 +467,7 @@ def test_dependencies_are_those_asked_for():
     for heading, name in (
         ("To run", "requirements.in"),
         ("To develop and test", "requirements-dev.in"),
+        ("To measure", "benchmarks/requirements.in"),
     ):
         asked = re.findall(r"^([a-z][\w-]*)", read(name), re.MULTILINE)
         named = re.findall(r"^\| ([a-z][\w-]*) \|", section(text, heading), re.MULTILINE)

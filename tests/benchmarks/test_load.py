@@ -96,8 +96,13 @@ async def test_server_without_faults_has_none():
     assert heard.deliveries == len(heard.delays) == MESSAGES * 3
 
 
+def lose_one(number: int, place: int, text: bytes) -> list[bytes]:
+    """The second message does not get to the second member."""
+    return [] if (number, place) == (2, 1) else [text]
+
+
 async def test_lost_message_is_counted():
-    heard = await heard_of(lambda number, place, text: [text] * ((number, place) != (2, 1)))
+    heard = await heard_of(lose_one)
     assert heard.faults == {"lost": 1}
     assert heard.deliveries == MESSAGES * 3 - 1
 
@@ -197,6 +202,12 @@ async def test_nobody_waits_for_who_is_set_aside_but_what_he_lacks_is_known():
         for text in kept[:-1]:
             server.members[2].transport.send(picows.WSMsgType.TEXT, text)
         await eventually(lambda: slow.lacks(sender) == 1, "all but the last to be heard")
+
+
+async def test_who_is_set_aside_hides_no_loss():
+    async with crowd_at(Server(lose_one)) as crowd:
+        crowd.set_aside(crowd.rooms["room"][2:])
+        assert (await talk(crowd)).faults == {"lost": 1}
 
 
 async def test_our_server_is_spoken_to_as_it_wants(here):
