@@ -465,6 +465,19 @@ class Hub:
             if channel not in session.lagging and session.heard.get(channel, target) < target
         ]
 
+    def outdated(self, session: LiveSession) -> list[int]:
+        """Channels of which this node has heard of more than the session knew when it was bound."""
+        return [
+            channel
+            for channel, group in session.bindings.items()
+            if channel not in session.lagging
+            and (
+                session.heard.get(channel, 0) < group.head
+                or (binding := group.bindings.get(session.id)) is None
+                or binding.version < group.newest
+            )
+        ]
+
     def unjudged(self, channel: int, version: int) -> bool:
         """Whether somebody in this group cannot judge messages of `version`."""
         group = self.groups.get(channel)

@@ -331,14 +331,16 @@ class Node:
         return self.catch_up.look(channel)
 
     async def confirm(self, session: LiveSession) -> None:
-        """Look again after binding: what was written between the snapshot and the layer's join
-        is fetched (§6, F39)."""
+        """Look again after binding, at what was written between the snapshot and that moment. Of
+        groups that are new here it is read once the layer has joined them (§6, F39). Of the others
+        this node hears every doorbell, and each has left its mark on the group."""
         try:
             async with asyncio.timeout(self.conf.layer_seconds):  # others may be hanging in it
                 await self._join_pending()
         except Exception as error:  # noqa: BLE001 - layers differ in what they raise
             logger.warning("layer.failed", extra={"node": self.id, "why": repr(error)})
-        await self._look_where_behind(session.bindings)
+        for channel in self.hub.outdated(session):
+            self.look(channel)
 
     async def _look_where_behind(self, channels: Iterable[int]) -> None:
         """Look at those of these channels that have gone on since they were read. One statement."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import IntEnum
+from typing import NamedTuple
 
 SYSTEM_UID = "____system"
 NODES_GROUP = "wukongim.nodes"
@@ -226,8 +227,7 @@ def _ended(stay: Interval, change: Change) -> Interval:
     return replace(stay, left_version=change.version, left_seq=change.seq)
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
+class Expected(NamedTuple):
     """One membership with the state of its channel in the same snapshot."""
 
     channel: int

@@ -7,6 +7,7 @@ it, since databases limit a statement's parameters (32,766 on SQLite).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -41,26 +42,33 @@ def memberships_of(uids: Iterable[str], channels: Collection[int] | None = None)
 
 
 def _memberships_of(uids: list[str], channels: Collection[int] | None) -> list[Expected]:
+    """By plain SQL: of a connect with a thousand memberships, the ORM was half."""
     names = {uid: uid for uid in uids}  # one string for all memberships of a uid
-    rows = Membership.objects.filter(uid__in=uids)
+    where, values = f"m.uid IN ({_marks(uids)})", list[str | int](uids)
     if channels is not None:
-        rows = rows.filter(channel__in=channels)
+        where = f"{where} AND m.channel_id IN ({_marks(channels)})"
+        values.extend(channels)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT m.channel_id, c.channel_type, c.channel_id, m.uid, m.joined_version,"  # noqa: S608 - marks and our own names
+            " m.joined_seq, m.joined_at, c.membership_version, c.last_seq"
+            f" FROM {Membership._meta.db_table} m"
+            f" JOIN {Channel._meta.db_table} c ON c.id = m.channel_id WHERE {where}",
+            values,
+        )
+        rows = cursor.fetchall()
     return [
         Expected(
-            pk, ChannelKey(kind, name), names[uid], joined_version, joined_seq, at, version, head
+            pk, ChannelKey(kind, name), names[uid], joined_version, joined_seq, _aware(at), version,
+            head,
         )
-        for pk, kind, name, uid, joined_version, joined_seq, at, version, head in rows.values_list(
-            "channel_id",
-            "channel__channel_type",
-            "channel__channel_id",
-            "uid",
-            "joined_version",
-            "joined_seq",
-            "joined_at",
-            "channel__membership_version",
-            "channel__last_seq",
-        )
-    ]
+        for pk, kind, name, uid, joined_version, joined_seq, at, version, head in rows
+    ]  # fmt: skip
+
+
+def _aware(moment: datetime) -> datetime:
+    """A time as plain SQL gives it: SQLite's says no zone, and means UTC."""
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def changes_since(channel: int, version: int, page: int) -> Changes | None:
@@ -118,7 +126,8 @@ def _changes(
 
 
 def _marks(values: Collection[Any]) -> str:
-    return ", ".join(["%s"] * len(values))
+    """Marks for these values in a list; of none, a list that holds nothing."""
+    return ", ".join(["%s"] * len(values)) or "NULL"
 
 
 def change_mark() -> Mark:
@@ -138,11 +147,10 @@ def heads(channels: Iterable[int]) -> dict[int, tuple[int, int]]:
 
 
 def _heads(channels: list[int]) -> list[tuple[Any, ...]]:
-    marks = ", ".join(["%s"] * len(channels))
     with connection.cursor() as cursor:
         cursor.execute(
             f"SELECT id, last_seq, membership_version FROM {Channel._meta.db_table}"  # noqa: S608 - marks and our own names
-            f" WHERE id IN ({marks})",
+            f" WHERE id IN ({_marks(channels)})",
             channels,
         )
         return list(cursor.fetchall())
