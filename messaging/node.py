@@ -311,10 +311,11 @@ class Node:
         does not depend on how many there are.
         """
         expected = await self.database.read(memberships_of, [session.uid])
-        room = self.conf.lag_messages
-        starts = await resume.begin(self.database, expected, claims or {}, room)
+        room, starts = self.conf.lag_messages, {}
+        if claims:
+            starts = await resume.begin(self.database, expected, claims, room)
         for each in expected:
-            start = starts.get(each.key)
+            start = starts.get(each.key) if starts else None
             if start is None:
                 self.hub.bind(session, each.channel, each.key, each.binding, each.head)
             else:
