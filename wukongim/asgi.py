@@ -10,7 +10,8 @@ from django.urls import re_path
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "wukongim.settings")
 django_application = get_asgi_application()  # loads the apps, which the imports below need
 
-from messaging.lifespan import lifespan  # noqa: E402 - the apps are loaded now
+from messaging.api.direct import in_front_of  # noqa: E402 - the apps are loaded now
+from messaging.lifespan import lifespan  # noqa: E402 - the same
 from messaging.routing import websocket_urlpatterns  # noqa: E402 - the same
 
 
@@ -29,7 +30,7 @@ routes: list[Any] = [*websocket_urlpatterns, not_found]
 
 application = ProtocolTypeRouter(
     {
-        "http": django_application,
+        "http": in_front_of(django_application, "/message/send"),
         "websocket": URLRouter(routes),
         "lifespan": lifespan,
     }

@@ -64,8 +64,9 @@ SILENT = frozenset({
 """Middleware that lets a request without cookies to a known host pass, and adds to its answer what
 depends on its `Variant` alone."""
 
-UNREADABLE = (APIException, DisallowedHost, LookupError, ValueError)
-"""What a request raises that cannot be read, is nobody's, or breaks a rule."""
+UNREADABLE = (APIException, DisallowedHost)
+"""What a request raises that is nobody's, is for another host, or breaks a rule. Anything else is
+raised by Django all the same, and answered by the server."""
 
 
 def in_front_of(django: Application, path: str) -> Application:
@@ -135,7 +136,7 @@ class DirectSend:
         """The node whose log takes this draft in this loop; None where the view has to say what
         becomes of it."""
         current = node.current_node()
-        if current is None or current.stopping or current.loop is not asyncio.get_running_loop():
+        if current is None or current.loop is not asyncio.get_running_loop():
             return None
         if not draft.key.is_person and not await self._channels.exists(current, draft.key):
             return None
@@ -249,7 +250,8 @@ def _settle(future: asyncio.Future[bool], answer: bool) -> None:
 
 
 def existing(keys: Collection[ChannelKey]) -> set[ChannelKey]:
-    """Those of these channels that there are. Plain SQL: the ORM takes five times as long."""
+    """Those of these channels that there are, and perhaps some of the same id and another type.
+    Plain SQL: the ORM takes five times as long."""
     found: set[ChannelKey] = set()
     for names in pages({key.channel_id for key in keys}):
         marks = ", ".join(["%s"] * len(names))
@@ -259,5 +261,5 @@ def existing(keys: Collection[ChannelKey]) -> set[ChannelKey]:
                 f" WHERE channel_id IN ({marks})",
                 names,
             )
-            found |= {ChannelKey(kind, name) for kind, name in cursor.fetchall()}
-    return found & set(keys)
+            found.update(ChannelKey(kind, name) for kind, name in cursor.fetchall())
+    return found
