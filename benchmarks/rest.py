@@ -296,7 +296,7 @@ each request takes a thread and a connection to the database of its own, only to
 that same loop.
 
 With one request under way there is nobody to share a transaction with: each answer waits for a
-commit of its own, so the rate is what the disk allows.
+commit of its own, and takes the server a batch of its own.
 """
 
 
