@@ -37,10 +37,6 @@ BATCH_EVENTS = 500
 BATCH_BYTES = 1 << 20
 """Bytes of one such write, but for its last event: within `layer_seconds` at 5 Mbit/s."""
 
-BURST = 64
-"""Events taken from the inbox in one turn of the event loop, so that each socket that hears several
-of them is written once."""
-
 LAST_EVENTS_SECONDS = 0.5
 """For what waits when the node ends: a full queue of 10,000 takes 0.3 s."""
 
@@ -300,10 +296,10 @@ class NodeLayer:
                 return done.result()
 
     def received(self) -> Iterator[Event]:
-        """What has come as well by now, without waiting: at most a burst, since whoever takes these
-        serves nobody else meanwhile. A layer that does not show it has nothing here."""
+        """What has come as well by now, without waiting; one that cannot be read raises, and the
+        next call goes on behind it. A layer that does not show its inbox has nothing here."""
         waiting = getattr(self._layer, "received", None)
-        return islice(waiting(self.inbox), BURST) if waiting else iter(())
+        return waiting(self.inbox) if waiting else iter(())
 
     def publish(self, group: str, event: Event) -> bool:
         """Queue an event for a group. False when it was dropped because the queue is full."""
