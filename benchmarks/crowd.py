@@ -249,8 +249,8 @@ the socket with the server's protocol object and its buffers, the consumer's tas
 binding adds its entries in two tables, that of the session and that of the group.
 
 The CPU goes to the pings, to the comparison of the two tables, and to the digests by which the node
-compares its bindings with the database. A round of that comparison may take up to a minute, so it
-costs little at any moment, however many bindings there are.
+compares its bindings with the database. A round of the latter may take up to a minute; the tables
+are compared every four seconds, whatever they hold, so that this part grows with the bindings.
 """
 
 

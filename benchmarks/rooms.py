@@ -38,6 +38,7 @@ from benchmarks.runs import (
     median_of,
     ratio,
     shuffled,
+    small_rooms,
     spread_of,
 )
 from tests.support.server import ROOT
@@ -68,10 +69,7 @@ class Size:
 
     def people(self) -> dict[str, list[str]]:
         """{room: members}: the many rooms, and the one that they are compared with."""
-        rooms = {
-            f"r{room}": [f"u{room}x{member}" for member in range(self.members)]
-            for room in range(self.rooms)
-        }
+        rooms = small_rooms(self.rooms, self.members)
         return {**rooms, ONE: [f"one{member}" for member in range(self.members)]}
 
 

@@ -58,6 +58,11 @@ def shuffled(variants: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]:
             yield number, variant
 
 
+def small_rooms(rooms: int, members: int) -> dict[str, list[str]]:
+    """{room: its members}, of whom each is in that room alone."""
+    return {f"r{room}": [f"u{room}x{member}" for member in range(members)] for room in range(rooms)}
+
+
 # --- clocks -------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,7 @@ from benchmarks.runs import (
     median_of,
     ratio,
     shuffled,
+    small_rooms,
     spread_of,
 )
 from tests.support.server import ROOT
@@ -67,11 +68,8 @@ class Size:
 
     def people(self) -> dict[str, list[str]]:
         """{room: members}; in the large room there is one more, who sends."""
-        rooms = {
-            f"r{room}": [f"u{room}x{member}" for member in range(self.members)]
-            for room in range(self.rooms)
-        }
-        return {LARGE: [f"large{member}" for member in range(self.receivers + 1)], **rooms}
+        large = [f"large{member}" for member in range(self.receivers + 1)]
+        return {LARGE: large, **small_rooms(self.rooms, self.members)}
 
 
 QUICK = Size(receivers=50, rooms=40, seconds=1.0, warm_up=0.3)

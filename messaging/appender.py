@@ -274,15 +274,21 @@ def _repeated(draft: Draft, first: StoredMessage) -> Outcome:
 
 
 def _standing(draft: Draft, row: ChannelRow | None) -> Standing:
-    """Everything `judge` needs, read inside the batch's transaction."""
+    """Everything `judge` needs, read inside the batch's transaction. Of a trusted sender nothing is
+    asked, so nothing is read."""
+    channel = Standing(
+        exists=row is not None,
+        ban=row is not None and row.ban,
+        disband=row is not None and row.disband,
+    )
+    if draft.trusted:
+        return channel
     owner = draft.key.seen_by(draft.sender) if draft.key.is_person else draft.key.channel_id
     rules = AccessRule.objects.filter(channel_id=owner, channel_type=draft.key.channel_type)
     mine = set(rules.filter(uid=draft.sender).values_list("allow", flat=True))
     banned = Channel.objects.filter(channel_type=1, channel_id=draft.sender, send_ban=True)
-    return Standing(
-        exists=row is not None,
-        ban=row is not None and row.ban,
-        disband=row is not None and row.disband,
+    return replace(
+        channel,
         sender_banned=banned.exists(),
         member=row is not None
         and Membership.objects.filter(channel=row.pk, uid=draft.sender).exists(),

@@ -108,7 +108,9 @@ def find_stored(
     lists of values would be asked for in all their combinations."""
     clock = CLOCKS[connection.vendor]
     if not numbered:
-        return [], int(_one_row(f"SELECT {clock}", [])[0])
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT {clock}")
+            return [], int(cursor.fetchone()[0])
     columns = ", ".join(f"m.{name}" for name in COLUMNS)
     wanted, values = _wanted(numbered)
     with connection.cursor() as cursor:
@@ -123,12 +125,6 @@ def find_stored(
         rows = cursor.fetchall()
     stored = [_from_row(row, channels[row[0]]) for _, *row in rows if row[0] is not None]
     return stored, int(rows[0][0])
-
-
-def _one_row(statement: str, values: list[Any]) -> Any:
-    with connection.cursor() as cursor:
-        cursor.execute(statement, values)
-        return cursor.fetchone()
 
 
 def _wanted(numbered: Collection[tuple[int, str, str]]) -> tuple[str, list[Any]]:

@@ -71,16 +71,11 @@ class Outbox:
 
     def offer(self, frame: bytes) -> bool:
         """Take a frame if there is room. An empty outbox takes any one frame."""
-        waiting = self._bytes
-        if waiting and waiting + len(frame) > self._limit:
+        if self._bytes and self._bytes + len(frame) > self._limit:
             self._refused = True
             metrics.OVERFLOWS.inc()
             return False
-        self._frames.append(frame)
-        self._bytes = waiting + len(frame)
-        if not self._due:
-            self._due = True
-            self._turn.add(self)
+        self.answer(frame)
         return True
 
     def answer(self, frame: bytes) -> None:

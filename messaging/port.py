@@ -25,11 +25,6 @@ class Port:
         self._sent: deque[Sent] = deque(maxlen=conf().unacked)
         self._acknowledged: set[int] = set()
 
-    @property
-    def unacknowledged(self) -> list[int]:
-        """Ids of messages that wait for their acknowledgement, the oldest first."""
-        return [each.message_id for each in self._sent if each.message_id not in self._acknowledged]
-
     def offer(self, sent: Sent) -> bool:
         """Take a message's frame if there is room; a stored one is remembered until it is
         acknowledged."""

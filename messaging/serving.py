@@ -154,8 +154,8 @@ def configuration() -> uvicorn.Config:
 
 def spare_garbage_collection() -> None:
     """Have the cycle collector look at little, and seldom. By default it looks through all that a
-    node holds again and again, though nearly all of it is freed without it: 36 % of a fan-out went
-    there (docs/performance/what-was-tried.md). What exists by now stays for good."""
+    node holds again and again, though nearly all of it is freed without it: nearly half of a
+    fan-out in memory (docs/performance/what-was-tried.md). What exists by now stays for good."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)

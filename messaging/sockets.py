@@ -59,8 +59,17 @@ class BoundedProtocol(WebSocketsSansIOProtocol):
 
     async def detach(self) -> None:
         """Call nobody, and let go of the scope, which holds this very object."""
+        self._let_go()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The same where nobody attached, or has yet to notice: no collector has to find this."""
+        super().connection_lost(exc)
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._on_takes = self._taken = None
-        self.scope["extensions"].pop(EXTENSION, None)
+        if hasattr(self, "scope"):
+            self.scope["extensions"].pop(EXTENSION, None)
 
     def pause_writing(self) -> None:
         """The peer does not read: what more there is waits in its outbox."""

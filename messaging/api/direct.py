@@ -109,7 +109,7 @@ class DirectSend:
         if isinstance(outcome, Appended) and variant in self._headers:
             await self._answer(outcome.message, variant, send)
         else:
-            scope = {**scope, views.SENT: views.Sent(draft, outcome)}
+            scope = {**scope, views.SUBMITTED: views.Submitted(draft, outcome)}
             await self._django(scope, body.receive, self._learning(variant, send))
 
     async def _read(self, scope: Scope, body: Body) -> tuple[Draft, Variant] | None:

@@ -120,12 +120,12 @@ class SubscriberRemoveAll(ApiView):
         return _done()
 
 
-SENT = "wukongim.sent"
-"""Where the scope of a request has what `messaging.api.direct` has sent of it already."""
+SUBMITTED = "wukongim.submitted"
+"""Where the scope of a request has what `messaging.api.direct` has asked of the log already."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class Submitted:
     """A draft that the log was given, and its outcome; None while it has not answered."""
 
     draft: Draft
@@ -140,16 +140,16 @@ class MessageSend(ApiView):
 
     def post(self, request: Request) -> Response:
         """Answers once the message is stored; a repeated client_msg_no gets the first answer."""
-        sent: Sent | None = getattr(request, "scope", {}).get(SENT)
-        sent = sent or _send(draft_of(self.body(serializers.SendBody)))
-        if sent.outcome is None:
+        done: Submitted | None = getattr(request, "scope", {}).get(SUBMITTED)
+        done = done or _send(draft_of(self.body(serializers.SendBody)))
+        if done.outcome is None:
             raise Unavailable(
                 "The message log has not answered in time; the message may still be stored. "
-                f"Send it again with client_msg_no {sent.draft.client_msg_no}: it is stored once."
+                f"Send it again with client_msg_no {done.draft.client_msg_no}: it is stored once."
             )
-        if isinstance(sent.outcome, Refused):
-            raise _refusal(sent.outcome.reason)
-        return Response(yes(sent.outcome.message))
+        if isinstance(done.outcome, Refused):
+            raise _refusal(done.outcome.reason)
+        return Response(yes(done.outcome.message))
 
 
 def yes(message: StoredMessage) -> dict[str, Any]:
@@ -177,15 +177,15 @@ def draft_of(body: dict[str, Any]) -> Draft:
     )
 
 
-def _send(draft: Draft) -> Sent:
+def _send(draft: Draft) -> Submitted:
     """Append a draft, from a thread."""
     if not draft.key.is_person and find_channel(draft.key) is None:
         sending.refuse(draft, Reason.CHANNEL_NOT_EXIST)
-        return Sent(draft, Refused(Reason.CHANNEL_NOT_EXIST))
+        return Submitted(draft, Refused(Reason.CHANNEL_NOT_EXIST))
     try:
-        return Sent(draft, sending.send(draft))
+        return Submitted(draft, sending.send(draft))
     except TimeoutError:
-        return Sent(draft, None)
+        return Submitted(draft, None)
 
 
 ADVICE = {
