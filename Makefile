@@ -67,6 +67,7 @@ format: $(VENV)/.installed-dev  ## put the code into its layout
 lock: $(BIN)/uv  ## compile requirements*.in into requirements*.txt, with hashes
 	$(BIN)/uv pip compile $(LOCK) requirements.in -o requirements.txt
 	$(BIN)/uv pip compile $(LOCK) requirements-dev.in -o requirements-dev.txt
+	$(BIN)/uv pip compile $(LOCK) benchmarks/requirements.in -o benchmarks/requirements.txt
 LOCK = --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 
 clean:  ## remove what was installed and cached; the data folder stays
