@@ -62,8 +62,12 @@ class BoundedProtocol(WebSocketsSansIOProtocol):
         self._let_go()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The same where nobody attached, or has yet to notice: no collector has to find this."""
+        """Take all that waits, and drop it: nothing resumes a connection that was lost while it was
+        paused, and who waits for room would wait for ever. Then let go of everything, so that no
+        collector has to find this."""
         super().connection_lost(exc)
+        if self.paused:
+            self.resume_writing()
         self._let_go()
 
     def _let_go(self) -> None:

@@ -37,6 +37,14 @@ class Mutant:
 
 
 MUTANTS = [
+    # --- sockets ---
+    Mutant(
+        "the end of a pause when the connection is lost",
+        "messaging/sockets.py",
+        "        if self.paused:\n            self.resume_writing()\n        self._let_go()",
+        "        self._let_go()",
+        "messaging/test_sockets.py",
+    ),
     # --- hearing ---
     Mutant(
         "the fence: what a binding may hear",

@@ -210,6 +210,19 @@ async def test_peer_that_does_not_read_pauses_the_wire_until_it_does():
         assert not application.wire.paused
 
 
+async def test_peer_that_vanishes_without_reading_pauses_nobody_for_ever():
+    piece = text_frame(b"x" * 65_000)
+    async with wired(ws_per_message_deflate=False) as (application, client):
+        while not application.wire.paused:
+            application.wire.write_frames([piece])
+            await asyncio.sleep(0)
+        client.transport.abort()
+        await eventually(lambda: application.goings_on == 1, "what waits to be dropped")
+        assert not application.wire.paused
+        application.wire.write_frames([piece])
+        assert EXTENSION not in application.scope["extensions"]
+
+
 async def test_nothing_is_written_behind_a_close_and_nobody_called_after_that():
     async with wired(ws_per_message_deflate=False) as (application, client):
         await application.send({"type": "websocket.close", "code": 1000})

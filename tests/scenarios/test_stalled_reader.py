@@ -54,7 +54,7 @@ async def test_stalled_flooder_that_vanishes_leaves_no_session(small, here):
     ping = json.dumps({"id": "x" * 90, "method": "ping"})
     (member,) = here.node.members.values()
     flood = asyncio.create_task(flood_with(bob, ping))
-    await eventually(lambda: not member.outbox.has_room, "the outbox to be full", 30)
+    await eventually(lambda: waits_for_room(member), "the reader to wait for room", 30)
     flood.cancel()
     bob.socket.transport.abort()
     await eventually(lambda: not here.node.members and not here.node.hub.sessions, "bob is gone")
@@ -63,6 +63,11 @@ async def test_stalled_flooder_that_vanishes_leaves_no_session(small, here):
             pass
     row = await in_thread(Session.objects.get)
     assert row.closed_because == "gone without a word"
+
+
+def waits_for_room(member):
+    """Whether the socket takes no more, the outbox is full, and the session's reader waits."""
+    return member.wire.paused and not member.outbox.has_room and member.outbox._changed is not None
 
 
 async def flood_with(peer, frame):
