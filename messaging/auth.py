@@ -9,16 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from messaging import doorbell, registry
 from messaging.conf import conf
 from messaging.models import Device, Session
 from messaging.protocol.reasons import Reason
-from subscriptions.bindings import SYSTEM_UID, ChannelKey, ChannelType
+from subscriptions.bindings import SYSTEM_UID, ChannelType
 from subscriptions.models import Channel
-from subscriptions.selectors import is_channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +46,29 @@ def matches(token: str, stored: str) -> bool:
 
 
 def admit(uid: str, flag: int, token: str) -> Admission:
-    """Judge a connect: who it is first, so that only they learn of their ban. Two reads."""
+    """Judge a connect: who it is first, so that only they learn of their ban. One read."""
     if uid == SYSTEM_UID:
         return Admission(Reason.AUTH_FAIL)
-    level = 0
-    if conf().token_required:
-        device = Device.objects.filter(uid=uid, flag=flag).first()
-        if device is None or not matches(token, device.token_hash):
-            return Admission(Reason.AUTH_FAIL)
-        level = device.level
-    person = is_channel(ChannelKey(ChannelType.PERSON, uid))
-    if Channel.objects.filter(person, ban=True).exists():
-        return Admission(Reason.BAN)
-    return Admission(Reason.SUCCESS, level)
+    stored, level, banned = _facts_of(uid, flag)
+    if not conf().token_required:
+        level = 0
+    elif not matches(token, stored or ""):
+        return Admission(Reason.AUTH_FAIL)
+    return Admission(Reason.BAN) if banned else Admission(Reason.SUCCESS, level)
+
+
+def _facts_of(uid: str, flag: int) -> tuple[str | None, int, bool]:
+    """(hash of the token or None, level, whether the uid is banned), by plain SQL: it is asked
+    twice a connect, and the ORM took four times as long to work it out as to ask it."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT d.token_hash, d.level, p.ban FROM (SELECT 1) AS one"  # noqa: S608 - our own names
+            f" LEFT JOIN {Device._meta.db_table} d ON d.uid = %s AND d.flag = %s"
+            f" LEFT JOIN {Channel._meta.db_table} p ON p.channel_id = %s AND p.channel_type = %s",
+            [uid, flag, uid, int(ChannelType.PERSON)],
+        )
+        stored, level, banned = cursor.fetchone()
+    return stored, level or 0, bool(banned)
 
 
 @transaction.atomic

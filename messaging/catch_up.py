@@ -31,7 +31,7 @@ from subscriptions.selectors import (
     changes_of,
     changes_since,
     heads,
-    memberships_of,
+    joins_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -176,11 +176,7 @@ class CatchUp:
     ) -> dict[int, Sequence[str]]:
         """Those of `places` that changed under the reading, and were let be."""
         marks = self.hub.marks(places)
-        uids = {uid for named in places.values() for uid in named}
-        expected = {
-            (each.channel, each.uid): each
-            for each in await self.database.read(memberships_of, uids, list(places))
-        }
+        joins = await self.database.read(joins_of, places)
         pages = await self.database.read(changes_of, places)
         logged = await self.database.read(highest_seqs, list(pages)) if pages else {}
         self._swept.clear()
@@ -198,7 +194,7 @@ class CatchUp:
                     continue
                 top = max(page.head, logged.get(channel, 0))
                 self.hub.take_back(live, channel, page.version, top, marks)
-                self.hub.rebind(live, channel, page, expected.get((channel, uid)))
+                self.hub.rebind(live, channel, page, joins.get((channel, uid)))
         return changed
 
     def _unbind(self, sessions: Iterable[LiveSession], channel: int) -> None:

@@ -22,7 +22,7 @@ from operator import attrgetter
 from typing import Protocol
 
 from messaging.messages import Sent, StoredMessage
-from subscriptions.bindings import Change, Changes, ChannelKey, Expected, GroupBinding
+from subscriptions.bindings import Change, Changes, ChannelKey, GroupBinding, Join
 
 
 class Port(Protocol):
@@ -189,14 +189,13 @@ class Hub:
             session.lagging.add(channel)
 
     def rebind(
-        self, sessions: Iterable[LiveSession], channel: int, page: Changes,
-        expected: Expected | None,
-    ) -> None:  # fmt: skip
+        self, sessions: Iterable[LiveSession], channel: int, page: Changes, join: Join | None
+    ) -> None:
         """Make these sessions of one uid hear what the ledger grants them, and no more: a repair.
 
         `page` has all changes of the uid in this channel, which a sweep has passed since, and
-        `expected` its membership if there is one. A session whose position is lost, too, goes on
-        from the join, or from the head if it is younger than the join: what was before is what
+        `join` says when it came in if it is a member. A session whose position is lost, too, goes
+        on from the join, or from the head if it is younger than the join: what was before is what
         its client pulled. One that has heard all it may, and is no member, is unbound.
         """
         for session in sessions:
@@ -206,17 +205,15 @@ class Hub:
             if position is None:
                 if self._released.get((channel, session.id), -1) >= binding.version:
                     continue  # it left since `page` was read
-                position = self._lost_position(session, binding, expected)
+                position = self._lost_position(session, binding, join)
             if binding.end is not None and binding.end <= position:
                 self._let_go(session, channel, binding.version)
             else:
                 self.bind(session, channel, page.key, binding, position)
 
-    def _lost_position(
-        self, session: LiveSession, binding: GroupBinding, expected: Expected | None
-    ) -> int:
-        if expected and session.opened_at > expected.joined_at:
-            return expected.head
+    def _lost_position(self, session: LiveSession, binding: GroupBinding, join: Join | None) -> int:
+        if join and session.opened_at > join.at:
+            return join.head
         return binding.joined_seq if binding.end is None else binding.end
 
     def _held(self, session: LiveSession, channel: int) -> GroupBinding | None:

@@ -270,20 +270,19 @@ def _close(rows: QuerySet[Session], because: str) -> None:
         heal(open_findings().filter(session_id__in=page), "session closed")
 
 
-@transaction.atomic
 def open_session(session: Session, ring: Callable[[str], object] | None = None) -> datetime:
-    """Write a session's row and tell those it displaces to go; returns the database's time.
+    """Write a session's row and tell those it displaces to go; returns the database's time. In a
+    transaction of the caller's, which holds the device.
 
     Who goes is protocol §4.1: a master displaces every other session of its uid and device flag,
     a slave only those with its own device id. Where anybody has to, `ring` is called with the uid
     after the commit, so that their nodes need not wait for their tick.
     """
-    hold_device(session.uid, session.device_flag)
     session.save(force_insert=True)
     told = _displace_for(session)
     if told and ring is not None:
         transaction.on_commit(lambda: ring(session.uid))
-    return Session.objects.values_list("opened_at", flat=True).get(pk=session.pk)
+    return session.opened_at  # as the database has it: its default comes back with the row
 
 
 def _displace_for(session: Session) -> int:

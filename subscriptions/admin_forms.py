@@ -70,7 +70,7 @@ class ChannelForm(forms.ModelForm):
         """Refuse names that cannot be, and a channel that exists."""
         key = clean_key(self)
         if key and find_channel(key):
-            self.add_error("channel_id", gettext("There is a channel %s already.") % key)
+            self.add_error("channel_id", gettext("There is a channel %s already.") % str(key))
         return self.cleaned_data
 
 

@@ -23,7 +23,17 @@ def test_memberships_have_head_and_version_of_their_channel(db):
     assert (alice.key, alice.joined_version, alice.version, alice.head) == (
         ChannelKey(2, "team"), 1, 2, 5,
     )  # fmt: skip
-    assert [each.channel for each in selectors.memberships_of(["alice"], [other.pk])] == [other.pk]
+
+
+def test_joins_of_members_have_their_time_and_the_head_of_their_channel(db):
+    team, other = make_group("team", "alice", "bob"), make_group("other", "alice", "eve")
+    Channel.objects.filter(pk=team.pk).update(last_seq=5)
+    joins = selectors.joins_of({team.pk: ["alice", "eve"], other.pk: ["bob"]})
+    assert joins[team.pk, "alice"].at == Membership.objects.get(channel=team, uid="alice").joined_at
+    assert joins[team.pk, "alice"].head == 5
+    assert (team.pk, "eve") not in joins
+    assert (other.pk, "bob") not in joins
+    assert selectors.joins_of({}) == {}
 
 
 def test_memberships_of_one_uid_are_one_statement(db, django_assert_num_queries):

@@ -19,7 +19,7 @@ from messaging.conf import MessagingConf
 from messaging.hub import LiveSession
 from messaging.messages import Sent, StoredMessage
 from messaging.node import Node
-from subscriptions.bindings import Change, Changes, ChannelKey, Expected, GroupBinding
+from subscriptions.bindings import Change, Changes, ChannelKey, Expected, GroupBinding, Join
 from subscriptions.marks import Mark
 from subscriptions.selectors import digest
 
@@ -92,19 +92,23 @@ class World:
 
     # --- what a node asks ---
 
-    def memberships_of(
-        self, uids: Iterable[str], channels: Collection[int] | None = None
-    ) -> list[Expected]:
+    def memberships_of(self, uids: Iterable[str]) -> list[Expected]:
         """One snapshot of the memberships of these uids."""
         return [
-            Expected(
-                each.pk, each.key, uid, version, seq, EPOCH + timedelta(seconds=at),
-                each.version, each.head,
-            )
+            Expected(each.pk, each.key, uid, version, seq, each.version, each.head)
             for each in self.channels.values()
-            for uid, (version, seq, at) in each.members.items()
-            if uid in uids and (channels is None or each.pk in channels)
-        ]  # fmt: skip
+            for uid, (version, seq, _) in each.members.items()
+            if uid in uids
+        ]
+
+    def joins_of(self, places: Mapping[int, Collection[str]]) -> dict[tuple[int, str], Join]:
+        """When the members among these came in."""
+        return {
+            (pk, uid): Join(EPOCH + timedelta(seconds=each.members[uid][2]), each.head)
+            for pk, uids in places.items()
+            for uid in uids
+            if uid in (each := self.channels[pk]).members
+        }
 
     def changes_since(self, channel: int, version: int, page: int) -> Changes:
         """A page of a channel's ledger."""

@@ -495,12 +495,20 @@ async def test_message_of_a_caller_that_goes_after_the_body_is_stored(ways):
     assert await in_thread(Message.objects.filter(client_msg_no="n1").count) == 1
 
 
-async def test_caller_that_is_cancelled_disturbs_nobody(ways):
+async def test_caller_that_is_cancelled_disturbs_nobody(ways, monkeypatch):
     """daphne does that to those who have gone."""
+    append, may_append = ways.node.database.append, asyncio.Event()
+
+    async def append_later(*args: Any) -> Any:
+        await may_append.wait()
+        return await append(*args)
+
+    monkeypatch.setattr(ways.node.database, "append", append_later)
     calls = [saying({**SEND, "client_msg_no": f"n{number}"}) for number in range(20)]
     tasks = [asyncio.create_task(ways.ask(call)) for call in calls]
     await eventually(lambda: len(ways.drafts) == 20, "all have come to the log")
     tasks[3].cancel()
+    may_append.set()
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert [isinstance(each, Answer) and each.status == 200 for each in answers].count(False) == 1
     assert await in_thread(Message.objects.filter(client_msg_no__startswith="n").count) == 20
