@@ -315,16 +315,16 @@ class Node:
         does not depend on how many there are.
         """
         expected = await self.database.read(memberships_of, [session.uid])
-        room, starts = self.conf.lag_messages, {}
+        starts: dict[ChannelKey, resume.Start] = {}
         if claims:
+            room = self.conf.lag_messages
             starts = await resume.begin(self.database, expected, claims, room)
-        for each in expected:
-            start = starts.get(each.key) if starts else None
-            if start is None:
-                self.hub.bind(session, each.channel, each.key, each.binding, each.head)
-            else:
-                self.hub.bind(session, each.channel, each.key, start.binding, start.position)
-                self.hub.begin_behind(session, each.channel, start.head)
+        named = {each.key: each for each in expected} if starts else {}
+        for key, start in starts.items():
+            channel = named.pop(key).channel
+            self.hub.bind(session, channel, key, start.binding, start.position)
+            self.hub.begin_behind(session, channel, start.head)
+        self.hub.bind_all(session, named.values() if starts else expected)
         session.connecting = False
         if missed := session.missed - session.bindings.keys():
             await self.catch_up.rebind({channel: [session.uid] for channel in missed})

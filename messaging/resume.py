@@ -55,7 +55,7 @@ async def begin(
 ) -> dict[ChannelKey, Start]:
     """Where to begin in those claimed channels that are among `expected`, the memberships of one
     uid. Two statements at most; the gaps of all channels together are at most `room` messages."""
-    held = {each.key: each for each in expected if each.key in claims}
+    held = {key: each for each in expected if (key := each.key) in claims}
     bindings = await _bindings(database, held, claims)
     floors = {
         key: max(claims[key].message_seq, binding.intervals[0].joined_seq)

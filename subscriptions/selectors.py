@@ -43,7 +43,6 @@ def memberships_of(uids: Iterable[str]) -> list[Expected]:
 def _memberships_of(uids: list[str]) -> list[Expected]:
     """By plain SQL: of a connect with a thousand memberships, the ORM was half. Nor does it read
     times, each of which takes longer than all the rest of its row."""
-    names = {uid: uid for uid in uids}  # one string for all memberships of a uid
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT m.channel_id, c.channel_type, c.channel_id, m.uid, m.joined_version,"  # noqa: S608 - marks and our own names
@@ -52,11 +51,7 @@ def _memberships_of(uids: list[str]) -> list[Expected]:
             f" WHERE m.uid IN ({_marks(uids)})",
             uids,
         )
-        rows = cursor.fetchall()
-    return [
-        Expected(pk, ChannelKey(kind, name), names[uid], joined_version, joined_seq, version, head)
-        for pk, kind, name, uid, joined_version, joined_seq, version, head in rows
-    ]
+        return list(map(Expected._make, cursor.fetchall()))
 
 
 def joins_of(places: Mapping[int, Collection[str]]) -> dict[tuple[int, str], Join]:

@@ -95,7 +95,7 @@ class World:
     def memberships_of(self, uids: Iterable[str]) -> list[Expected]:
         """One snapshot of the memberships of these uids."""
         return [
-            Expected(each.pk, each.key, uid, version, seq, each.version, each.head)
+            Expected(each.pk, *each.key, uid, version, seq, each.version, each.head)
             for each in self.channels.values()
             for uid, (version, seq, _) in each.members.items()
             if uid in uids
