@@ -15,14 +15,13 @@ from dataclasses import dataclass, field, replace
 from django.db import DatabaseError, DataError, IntegrityError, connection, transaction
 
 from messaging import message_table, metrics
-from messaging.message_table import ChannelRow
+from messaging.message_table import ChannelRow, Place
 from messaging.messages import Appended, Draft, Held, Outcome, Refused, StoredMessage
 from messaging.models import Counter
 from messaging.permissions import Standing, judge
 from messaging.protocol.reasons import Reason
 from subscriptions.bindings import ChannelKey
 from subscriptions.errors import SubscriptionsError
-from subscriptions.models import AccessRule, Channel, Membership
 from subscriptions.services import join
 from subscriptions.transactions import is_lock_timeout, is_transient
 
@@ -67,8 +66,8 @@ Permit = tuple[int, float]
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What a transaction holds and has read: channel rows, the keys of those it does not get,
-    messages under the numbers of its drafts, those that an earlier attempt committed, and the
-    permits that it gave."""
+    messages under the numbers of its drafts, those that an earlier attempt committed, the permits
+    that it gave, and what is said of the senders who have none."""
 
     rows: dict[ChannelKey, ChannelRow]
     held: set[ChannelKey]
@@ -77,12 +76,21 @@ class Batch:
     now: int
     may_wait: bool
     permits: dict[tuple[int, str], Permit] = field(default_factory=dict)
+    standings: dict[Place, Standing] = field(default_factory=dict)
 
     def take(self, key: ChannelKey, row: ChannelRow, drafts: Sequence[Draft]) -> None:
         """Have one more row, and what it holds of the drafts' numbers."""
         self.rows[key] = row
         earlier, _ = _find_repeats(drafts, {row.pk: key})
         self.earlier.update(earlier)
+
+    def standing(self, draft: Draft, row: ChannelRow | None) -> Standing:
+        """What is said of its sender. Of one whose channel this batch has made it is read anew."""
+        place = draft.key, draft.sender
+        known = self.standings.get(place)
+        if known is None or known.exists != (row is not None):
+            known = self.standings[place] = message_table.standings({place: row})[place]
+        return known
 
 
 class Appender:
@@ -174,6 +182,7 @@ class Appender:
     ) -> list[Outcome | Held]:  # fmt: skip
         with transaction.atomic():
             batch = _begin(drafts, doubtful, wait)
+            batch.standings.update(message_table.standings(self._unjudged(drafts, batch)))
             outcomes = [
                 self._outcome(draft, message_id, batch)
                 for draft, message_id in zip(drafts, ids, strict=True)
@@ -219,10 +228,21 @@ class Appender:
                 batch.earlier[row.pk, draft.sender, draft.client_msg_no] = message
         return Appended(message)
 
+    def _unjudged(self, drafts: Sequence[Draft], batch: Batch) -> dict[Place, ChannelRow | None]:
+        """The senders of the batch who have to be judged, with their channels' rows."""
+        asked = {}
+        for draft in drafts:
+            row = batch.rows.get(draft.key)
+            known = row is not None and self._stands(row, draft.sender, batch)
+            if not (draft.trusted or known or draft.key in batch.held):
+                asked[draft.key, draft.sender] = row
+        return asked
+
     def _judge(self, draft: Draft, row: ChannelRow | None, batch: Batch) -> Reason:
         if row is not None and self._stands(row, draft.sender, batch):
             return Reason.SUCCESS
-        verdict = judge(draft.key, draft.sender, _standing(draft, row), draft.trusted)
+        standing = _trusted(row) if draft.trusted else batch.standing(draft, row)
+        verdict = judge(draft.key, draft.sender, standing, draft.trusted)
         if row is not None and verdict == Reason.SUCCESS and not draft.trusted:
             until = time.monotonic() + self.PERMIT_SECONDS
             batch.permits[row.pk, draft.sender] = row.version, until
@@ -273,29 +293,11 @@ def _repeated(draft: Draft, first: StoredMessage) -> Outcome:
     return Refused(Reason.IDEMPOTENCY_CONFLICT)
 
 
-def _standing(draft: Draft, row: ChannelRow | None) -> Standing:
-    """Everything `judge` needs, read inside the batch's transaction. Of a trusted sender nothing is
-    asked, so nothing is read."""
-    channel = Standing(
-        exists=row is not None,
-        ban=row is not None and row.ban,
-        disband=row is not None and row.disband,
-    )
-    if draft.trusted:
-        return channel
-    owner = draft.key.seen_by(draft.sender) if draft.key.is_person else draft.key.channel_id
-    rules = AccessRule.objects.filter(channel_id=owner, channel_type=draft.key.channel_type)
-    mine = set(rules.filter(uid=draft.sender).values_list("allow", flat=True))
-    banned = Channel.objects.filter(channel_type=1, channel_id=draft.sender, send_ban=True)
-    return replace(
-        channel,
-        sender_banned=banned.exists(),
-        member=row is not None
-        and Membership.objects.filter(channel=row.pk, uid=draft.sender).exists(),
-        denied=False in mine,
-        has_allow_list=not draft.key.is_person and rules.filter(allow=True).exists(),
-        allowed=True in mine,
-    )
+def _trusted(row: ChannelRow | None) -> Standing:
+    """All that is asked of a channel to which the back end sends."""
+    if row is None:
+        return Standing()
+    return Standing(exists=True, ban=row.ban, disband=row.disband)
 
 
 def _create_person_channel(draft: Draft) -> ChannelRow:

@@ -39,7 +39,8 @@ def judge(key: ChannelKey, sender: str, standing: Standing, trusted: bool = Fals
     if standing.disband:
         return Reason.DISBAND
     if privileged:
-        return Reason.SUCCESS
+        may = standing.exists or key.is_person
+        return Reason.SUCCESS if may else Reason.CHANNEL_NOT_EXIST
     if standing.denied:
         return Reason.IN_BLACKLIST
     if key.is_person and not standing.exists:

@@ -82,6 +82,8 @@ def test_back_end_and_system_are_stopped_by_the_channel_alone(sender, trusted, s
         assert verdict == Reason.BAN
     elif standing.disband:
         assert verdict == Reason.DISBAND
+    elif key == GROUP and not standing.exists:
+        assert verdict == Reason.CHANNEL_NOT_EXIST
     else:
         assert verdict == Reason.SUCCESS
 
