@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from django.db import DatabaseError
@@ -261,11 +261,18 @@ class CatchUp:
         """Read the heads of these channels, and note in `behind` who is below one, after a moment.
         Asks without a mark: what a failed look left behind is found again. A version that is news
         is looked at."""
-        now = await self._read_heads(channels)
-        for channel, (_, version) in now.items():
-            if self.hub.unjudged(channel, version):
+        spans = self.hub.spans(channels)
+        now = await self.database.read(heads, list(spans))
+        beyond = []
+        for channel, (head, version) in now.items():
+            span = spans[channel]
+            if span.highest_position > head or span.highest_version > version:
+                beyond.append(channel)
+            if span.version < version and self.hub.unjudged(channel, version):
                 self.look(channel)
-        self.behind |= {channel: head for channel, (head, _) in now.items()}
+            if span.position < head:
+                self.behind[channel] = head
+        await self.find_ahead(beyond)
         self.behind = self._still_behind()
         if self.behind:
             await asyncio.sleep(self.conf.behind_grace)
@@ -273,22 +280,22 @@ class CatchUp:
             # Whoever is being fetched for is behind, and yet has missed no doorbell.
             self.behind = {c: head for c, head in still.items() if c not in self.looks}
 
-    async def find_ahead(self, channels: Iterable[int]) -> None:
+    async def find_ahead(self, channels: Collection[int]) -> None:
         """Note in `ahead` who claims more of these channels than the database has."""
-        await self._read_heads(channels)
-
-    async def _read_heads(self, channels: Iterable[int]) -> dict[int, tuple[int, int]]:
-        wanted = list(channels)
-        marks = self.hub.marks(wanted)
-        now = await self.database.read(heads, wanted)
-        self.ahead = self.hub.ahead(marks, now)
-        if self.ahead:  # a channel's row may be behind its own log, which is no fault of theirs
-            logged = await self.database.read(highest_seqs, {channel for channel, _ in self.ahead})
-            truth = {c: (max(now[c][0], logged.get(c, 0)), now[c][1]) for c, _ in self.ahead}
-            self.ahead = self.hub.ahead(marks, truth)
+        self.ahead = await self._ahead_in(channels) if channels else []
         if self.ahead:
             await self._lower_marks()
-        return now
+
+    async def _ahead_in(self, channels: Collection[int]) -> list[tuple[int, LiveSession]]:
+        marks = self.hub.marks(channels)
+        now = await self.database.read(heads, list(channels))
+        ahead = self.hub.ahead(marks, now)
+        if not ahead:
+            return []
+        # A channel's row may be behind its own log, which is no fault of theirs.
+        logged = await self.database.read(highest_seqs, {channel for channel, _ in ahead})
+        truth = {c: (max(now[c][0], logged.get(c, 0)), now[c][1]) for c, _ in ahead}
+        return self.hub.ahead(marks, truth)
 
     async def _lower_marks(self) -> None:
         """The database may have been restored: what gets the same numbers again must be swept."""

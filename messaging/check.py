@@ -7,7 +7,6 @@ The same two run in the tick, and for every audit.
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -73,14 +72,15 @@ def resolve(scopes: Iterable[dict[str, str]]) -> list[Scope]:
     return resolved
 
 
-def check_memory(node: Node, turn: int = 0, slices: int = 1) -> list[Disagreement]:
-    """The hub's two tables and positions against each other: this turn's share of the sessions
-    and of the groups. `slices` turns in a row have all of them."""
+def check_memory(node: Node) -> list[Disagreement]:
+    """The hub's two tables and positions against each other: one look that says whether they agree,
+    and only where they do not, one that says where."""
     hub = node.hub
-    sessions = [s for s in hub.sessions.values() if zlib.crc32(s.id.encode()) % slices == turn]
-    groups = [group for group in hub.groups.values() if group.channel % slices == turn]
-    found = check_registered(node) + check_tables(node, sessions)
-    strays = audit.compare_group_tables(groups, hub.sessions)
+    found = check_registered(node)
+    if audit.tables_agree(hub.sessions, hub.groups):
+        return found
+    strays = audit.compare_group_tables(hub.groups.values(), hub.sessions)
+    found += check_tables(node, hub.sessions.values())
     return found + [_with_range(node, each) for each in strays]
 
 
@@ -128,11 +128,8 @@ def check_place(node: Node, channel: int, uids: Iterable[str]) -> list[Disagreem
     return found
 
 
-def check_layer(node: Node, turn: int = 0, slices: int = 1) -> list[Disagreement]:
-    """Which groups of the hub the layer does not deliver here: all of them, once in `slices` turns,
-    since telling all names takes about as long as telling some."""
-    if turn:
-        return []
+def check_layer(node: Node) -> list[Disagreement]:
+    """Which groups of the hub the layer does not deliver here."""
     subscribed = node.layer.subscribed()
     if subscribed is None:
         return []

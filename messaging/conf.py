@@ -86,7 +86,7 @@ class MessagingConf:
     behind_grace: float = field(default=0.3, metadata=OR_ZERO)
     """Seconds a doorbell may still be under way before a binding below its head counts as deaf."""
 
-    check_slices: int = 2
+    check_ticks: int = 2
     """Ticks in which all local bindings are compared in memory once: 2 × 2 s = 4 s < 5 s."""
 
     member_slices: int = 25

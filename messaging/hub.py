@@ -19,7 +19,7 @@ from datetime import datetime
 from enum import Enum
 from itertools import chain
 from operator import attrgetter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from messaging.messages import Sent, StoredMessage
 from subscriptions.bindings import Change, Changes, ChannelKey, Expected, GroupBinding, Join
@@ -36,6 +36,17 @@ VERSION = attrgetter("version")
 
 Marks = dict[tuple[int, str], tuple[int, int]]
 """{(channel pk, session id): (version of its binding, position)}."""
+
+
+class Span(NamedTuple):
+    """The lowest and the highest position of a channel's sessions, and version of their bindings:
+    all that has to be known of a channel in which all is well."""
+
+    position: int
+    highest_position: int
+    version: int
+    highest_version: int
+
 
 Encode = Callable[[StoredMessage, str], bytes]
 """(message, uid of the receiver) → frame."""
@@ -250,6 +261,22 @@ class Hub:
             if (group := self.groups.get(channel))
             for session in group.sessions.values()
         }
+
+    def spans(self, channels: Iterable[int]) -> dict[int, Span]:
+        """The same in short, of those of these channels that are held here."""
+        spans = {}
+        for channel in channels:
+            group = self.groups.get(channel)
+            if group is None:
+                continue
+            positions = [each.heard[channel] for each in group.sessions.values()
+                         if channel in each.heard]  # fmt: skip
+            versions = [binding.version for binding in group.bindings.values()]
+            spans[channel] = Span(
+                min(positions, default=group.head), max(positions, default=0),
+                min(versions, default=0), max(versions, default=0),
+            )  # fmt: skip
+        return spans
 
     def ahead(
         self, marks: Marks, heads: Mapping[int, tuple[int, int]]

@@ -54,7 +54,7 @@ class Tick:
         self.beaten_at = self._beating_since = time.monotonic()
         self._failing = False
         self._round_began = time.monotonic()
-        self._turn, self._slices, self._memory_turn = 0, 1, 0
+        self._turn, self._slices, self._ticks_to_check = 0, 1, 1
         self._left: list[Disagreement] = []
         self._behind = self._deaf = False
         self._leaving: asyncio.Task[Any] | None = None
@@ -151,13 +151,17 @@ class Tick:
     def _close_laggards(self) -> None:
         """Ask sessions that are too far behind to come back: pulling is faster than this."""
         for member in list(self.node.members.values()):
-            lags = [self._lag(member.session, channel) for channel in member.session.lagging]
-            if max(lags, default=0) > self.node.conf.lag_messages:
+            session = member.session
+            if session.lagging and self._lag(session) > self.node.conf.lag_messages:
                 member.close_soon(CloseCode.TRY_AGAIN)
 
-    def _lag(self, session: LiveSession, channel: int) -> int:
-        group = self.node.hub.groups.get(channel)
-        return group.head - session.heard.get(channel, 0) if group else 0
+    def _lag(self, session: LiveSession) -> int:
+        """Messages by which it is behind in the channel where it is most."""
+        groups = self.node.hub.groups
+        return max(
+            groups[channel].head - session.heard.get(channel, 0) if channel in groups else 0
+            for channel in session.lagging
+        )
 
     async def check(self) -> None:
         """A slice of the check, mended at once; after a round the node counts as checked."""
@@ -189,16 +193,18 @@ class Tick:
             await self._record_repaired(repaired, "check")
 
     def _check_here(self) -> list[Disagreement]:
-        """What needs no database, in turns of its own: a round may have any number of them."""
-        turn, slices = self._memory_turn, self.node.conf.check_slices
-        self._memory_turn = (turn + 1) % slices
-        found = check.check_memory(self.node, turn, slices)
-        return found + check.check_layer(self.node, turn, slices) + check.check_ahead(self.node)
+        """What needs no database: the tables and the layer every `check_ticks`, whatever turn the
+        round is in."""
+        self._ticks_to_check = (self._ticks_to_check or self.node.conf.check_ticks) - 1
+        found = check.check_ahead(self.node)
+        if not self._ticks_to_check:
+            found += check.check_memory(self.node) + check.check_layer(self.node)
+        return found
 
     def _begin_round(self) -> None:
         """Settle into how many slices this round falls; who comes later is the next round's."""
         conf = self.node.conf
-        slices = max(conf.check_slices, math.ceil(len(self.node.hub.by_uid) / UIDS_A_SLICE))
+        slices = max(conf.check_ticks, math.ceil(len(self.node.hub.by_uid) / UIDS_A_SLICE))
         self._slices = min(slices, conf.member_slices)
         self._round_began, self._left = time.monotonic(), []
 

@@ -103,6 +103,27 @@ class GroupTables(Protocol):
     def bindings(self) -> Mapping[str, object]: ...
 
 
+def tables_agree(sessions: Mapping[str, SessionTables], groups: Mapping[int, GroupTables]) -> bool:
+    """Whether the tables of all these sessions and those of all these groups say the same, as they
+    nearly always do: what a node at rest asks of half a million bindings every few seconds.
+
+    Either side is a set of pairs of a channel and a session id. The sum of the products of both
+    numbers, the id's being its 64-bit hash, is taken of each: so each table is walked from its own
+    end, in the order in which it lies in memory. Two different sets have equal sums about once in
+    2⁶⁰, and hashes are another in each process.
+    """
+    by_groups = by_sessions = 0
+    for channel, group in groups.items():
+        if group.sessions.keys() != group.bindings.keys():
+            return False
+        by_groups += channel * sum(map(hash, group.sessions))
+    for name, session in sessions.items():
+        if session.bindings.keys() != session.heard.keys():
+            return False
+        by_sessions += hash(name) * sum(session.bindings)
+    return by_groups == by_sessions
+
+
 def compare_session_tables(
     sessions: Iterable[SessionTables], groups: Mapping[int, GroupTables]
 ) -> Iterator[Disagreement]:
@@ -123,7 +144,7 @@ def compare_session_tables(
 
 
 def _is_whole(session: SessionTables, groups: Mapping[int, GroupTables]) -> bool:
-    """Whether no table lacks anything: nearly always, so a node at rest does nothing else."""
+    """Whether no table lacks anything: so of nearly all sessions, whatever has befallen one."""
     name = session.id
     for group in map(groups.get, session.bindings):
         if group is None or name not in group.sessions or name not in group.bindings:

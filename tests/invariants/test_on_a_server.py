@@ -29,7 +29,7 @@ FRESH = 2.0
 @pytest.fixture(autouse=True)
 def quick(settings):
     """Each tick is a whole round of the check."""
-    settings.MESSAGING = {"TICK_SECONDS": 0.2, "BEHIND_GRACE": 0.05, "CHECK_SLICES": 1}
+    settings.MESSAGING = {"TICK_SECONDS": 0.2, "BEHIND_GRACE": 0.05, "CHECK_TICKS": 1}
     settings.SUBSCRIPTIONS = {"CHECK_FRESH_SECONDS": FRESH}
 
 

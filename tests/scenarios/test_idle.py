@@ -53,7 +53,7 @@ async def test_idle_node_asks_eight_things_a_tick_and_each_once(settings):
         began = tick.rounds
         await eventually(lambda: tick.rounds >= began + ROUNDS, "rounds of silence", 60)
         calls = await in_thread(asked)
-        ticks = (tick.rounds - began) * here.node.conf.check_slices
+        ticks = (tick.rounds - began) * here.node.conf.check_ticks
     often = [text for text, count in calls.items() if count > ticks * 0.7]
     assert len(often) <= EACH_TICK, often
     assert max(calls.values()) <= ticks * 1.5, calls  # beats and polls do not wait for the steps

@@ -22,7 +22,7 @@ time, and those of one part are about ten."""
 @pytest.fixture(autouse=True)
 def quick(settings):
     settings.MESSAGING = {
-        "TICK_SECONDS": 0.2, "BEHIND_GRACE": 0.05, "CHECK_SLICES": 1, "LEASE_SECONDS": 2.0,
+        "TICK_SECONDS": 0.2, "BEHIND_GRACE": 0.05, "CHECK_TICKS": 1, "LEASE_SECONDS": 2.0,
     }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from subscriptions.marks import Mark
 from subscriptions.selectors import digest
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
-CONF = MessagingConf(behind_grace=0, change_page=2, fetch_page=3, check_slices=1)
+CONF = MessagingConf(behind_grace=0, change_page=2, fetch_page=3, check_ticks=1)
 """There is no clock, small pages meet in more places, and each check is a whole round."""
 
 
