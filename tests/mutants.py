@@ -70,7 +70,7 @@ MUTANTS = [
     Mutant(
         "the gap fetch: notice the hole",
         "messaging/hub.py",
-        "if message.seq != heard + 1:",
+        "if seq != heard + 1:",
         "if False:",
         "messaging/test_schedules.py scenarios",
     ),
@@ -154,10 +154,24 @@ MUTANTS = [
         "scenarios/test_deaf_node.py",
     ),
     Mutant(
+        "the two sums by which tables are compared",
+        "subscriptions/audit.py",
+        "return by_groups == by_sessions",
+        "return True",
+        "subscriptions/test_audit.py",
+    ),
+    Mutant(
+        "the refusal to make a group by sending to it",
+        "messaging/permissions.py",
+        "may = standing.exists or key.is_person",
+        "may = True",
+        "messaging/test_permissions.py",
+    ),
+    Mutant(
         "the layer's share of the check",
         "messaging/tick.py",
-        "found + check.check_layer(self.node, turn, slices) + check.check_ahead(self.node)",
-        "found + check.check_ahead(self.node)",
+        "check.check_memory(self.node) + check.check_layer(self.node)",
+        "check.check_memory(self.node)",
         "scenarios/test_deaf_node.py",
     ),
     Mutant(
@@ -336,8 +350,8 @@ MUTANTS = [
     # --- sessions ---
     Mutant(
         "the order of connects and new tokens",
-        "messaging/registry.py",
-        "    hold_device(session.uid, session.device_flag)\n",
+        "messaging/auth.py",
+        "    registry.hold_device(session.uid, session.device_flag)\n",
         "    pass\n",
         "messaging/test_registry.py messaging/test_auth.py",
         network=True,
@@ -425,8 +439,10 @@ MUTANTS = [
     Mutant(
         "the leave of who has heard the last that is theirs",
         "messaging/hub.py",
-        "        self._release(session, group)\n        return Offer.DELIVERED",
-        "        return Offer.DELIVERED",
+        "        if not is_member:\n"
+        "            self._release(session, group)\n"
+        "        return outcome",
+        "        return outcome",
         "messaging/test_hub.py",
     ),
     Mutant(
@@ -474,8 +490,8 @@ MUTANTS = [
     Mutant(
         "heads of the database",
         "messaging/catch_up.py",
-        "self.behind |= {channel: head for channel, (head, _) in now.items()}",
-        "self.behind |= {c: self.hub.groups[c].head for c in now if c in self.hub.groups}",
+        "if span.position < head:",
+        "if channel in self.hub.groups and span.position < self.hub.groups[channel].head:",
         "invariants/test_observation_simulated.py",
     ),
     Mutant(
