@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from django.db import OperationalError, connection
+from django.db import OperationalError, connection, transaction
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 from websockets.exceptions import ConnectionClosed
@@ -39,7 +39,9 @@ def end_lease(node):
 
 def connect(node, name, uid="alice", **fields):
     row = Session(pk=name, uid=uid, device_flag=fields.pop("flag", 0), node_id=node, **fields)
-    registry.open_session(row)
+    with transaction.atomic():
+        registry.hold_device(row.uid, row.device_flag)
+        registry.open_session(row)
     return row
 
 
