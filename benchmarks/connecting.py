@@ -281,6 +281,11 @@ The tutorial asks Redis twice for each membership and waits for both answers. Ou
 user's memberships with their heads in one statement, writes a dictionary entry for each, and asks
 the layer only for groups that are new to the process, in one batch. So a warm connection asks it
 for nothing, and when everybody comes back after a restart only the first in each room pays for it.
+
+Sixty times is out of reach for a server that keeps books. More than half of a warm connect would be
+there without any membership: the upgrade of the request, the token, and a transaction that writes
+the session's row under a lock and sends away whom it displaces. The tutorial does none of that. The
+rest is two microseconds a membership, and PostgreSQL's reading of a thousand rows.
 """
 
 
