@@ -13,6 +13,8 @@ def lose_group(layer: NodeLayer, group: str) -> None:
         del layer._layer.groups[group][layer.inbox]
         return
     connection = shard_of(layer)._connection
+    if connection is None or connection._writer is None:
+        return  # it is lost already: there is no connection
     connection._writer.writelines(connection.pack_command("UNSUBSCRIBE", channel(layer, group)))
 
 
