@@ -62,9 +62,9 @@ MUTANTS = [
     ),
     Mutant(
         "the fence: withhold what cannot be judged",
-        "subscriptions/bindings.py",
-        "return version <= self.version",
-        "return True",
+        "messaging/hub.py",
+        "if binding is None or version > binding.version:",
+        "if binding is None:",
         "messaging/test_schedules.py scenarios",
     ),
     Mutant(
@@ -423,10 +423,17 @@ MUTANTS = [
     ),
     # --- guarantees ---
     Mutant(
+        "the fence of what is not stored",
+        "messaging/hub.py",
+        "if binding is None or not binding.judges(message.version):",
+        "if binding is None:",
+        "messaging/test_hub.py",
+    ),
+    Mutant(
         "withholding while the database fails",
-        "subscriptions/bindings.py",
-        "return version <= self.version",
-        "return True",
+        "messaging/hub.py",
+        "if binding is None or version > binding.version:",
+        "if binding is None:",
         "invariants/test_safety_simulated.py",
     ),
     Mutant(

@@ -82,3 +82,12 @@ def test_leaver_is_released_by_the_last_message_that_is_theirs(hub):
         assert session.heard == {1: seq - 1}
         hub.deliver(StoredMessage(1, key, seq, 9, seq, "bob", b"", 0))
     assert (session.bindings, session.heard, hub.groups) == ({}, {}, {})
+
+
+@pytest.mark.parametrize(("version", "heard"), [(3, 0), (4, 1), (9, 1), (10, 0)])
+def test_what_is_not_stored_is_withheld_where_it_cannot_be_judged(hub, version, heard):
+    """The binding joined under version 4 and knows the channel up to 9: she may have left by 10."""
+    connect(hub, "a", {1: 4}).port = Shelf()
+    message = StoredMessage(1, ChannelKey(2, "c1"), 0, version, 7, "bob", b"{}", 0)
+    hub.deliver_unstored(message)
+    assert hub.deliveries["unstored"] == heard
