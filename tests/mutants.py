@@ -497,8 +497,8 @@ MUTANTS = [
     Mutant(
         "heads of the database",
         "messaging/catch_up.py",
-        "if span.position < head:",
-        "if channel in self.hub.groups and span.position < self.hub.groups[channel].head:",
+        "self.behind[channel] = head",
+        "self.behind[channel] = self.hub.groups[channel].head",
         "invariants/test_observation_simulated.py",
     ),
     Mutant(
