@@ -241,9 +241,10 @@ class Appender:
     def _judge(self, draft: Draft, row: ChannelRow | None, batch: Batch) -> Reason:
         if row is not None and self._stands(row, draft.sender, batch):
             return Reason.SUCCESS
-        standing = _trusted(row) if draft.trusted else batch.standing(draft, row)
-        verdict = judge(draft.key, draft.sender, standing, draft.trusted)
-        if row is not None and verdict == Reason.SUCCESS and not draft.trusted:
+        trusted = draft.trusted
+        standing = message_table.standing_of(row) if trusted else batch.standing(draft, row)
+        verdict = judge(draft.key, draft.sender, standing, trusted)
+        if row is not None and verdict == Reason.SUCCESS and not trusted:
             until = time.monotonic() + self.PERMIT_SECONDS
             batch.permits[row.pk, draft.sender] = row.version, until
         return verdict
@@ -291,13 +292,6 @@ def _repeated(draft: Draft, first: StoredMessage) -> Outcome:
     if first.payload == draft.payload:
         return Appended(first, repeated=True)
     return Refused(Reason.IDEMPOTENCY_CONFLICT)
-
-
-def _trusted(row: ChannelRow | None) -> Standing:
-    """All that is asked of a channel to which the back end sends."""
-    if row is None:
-        return Standing()
-    return Standing(exists=True, ban=row.ban, disband=row.disband)
 
 
 def _create_person_channel(draft: Draft) -> ChannelRow:

@@ -7,7 +7,7 @@ only places that know the difference.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from django.db import connection
@@ -117,7 +117,7 @@ def find_stored(
             cursor.execute(f"SELECT {clock}")
             return [], int(cursor.fetchone()[0])
     columns = ", ".join(f"m.{name}" for name in COLUMNS)
-    wanted, values = _wanted(numbered)
+    wanted, values = _wanted({"channel": "bigint", "sender": "text", "number": "text"}, numbered)
     with connection.cursor() as cursor:
         cursor.execute(
             f"{wanted} SELECT clock.ms, {columns} FROM (SELECT {clock} AS ms) AS clock"
@@ -132,60 +132,60 @@ def find_stored(
     return stored, int(rows[0][0])
 
 
-def _wanted(numbered: Collection[tuple[int, str, str]]) -> tuple[str, list[Any]]:
-    """A table expression of the triples, and its parameters."""
-    head = "WITH wanted (channel, sender, number) AS"
+def _wanted(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> tuple[str, list[Any]]:
+    """A table expression `wanted` of these rows, at least one, and its parameters. `columns`: their
+    names, with their types on PostgreSQL, which takes a list for each, whatever there is."""
+    listed = list(rows)
+    head = f"WITH wanted ({', '.join(columns)}) AS"
     if locks_rows():
-        arrays = "SELECT * FROM unnest(%s::bigint[], %s::text[], %s::text[])"
-        return f"{head} ({arrays})", [list(column) for column in zip(*numbered, strict=True)]
-    rows = ", ".join(["(%s, %s, %s)"] * len(numbered))
-    return f"{head} (VALUES {rows})", [value for triple in numbered for value in triple]
+        arrays = ", ".join(f"%s::{kind}[]" for kind in columns.values())
+        return f"{head} (SELECT * FROM unnest({arrays}))", [
+            list(column) for column in zip(*listed, strict=True)
+        ]
+    marks = ", ".join([f"({', '.join(['%s'] * len(columns))})"] * len(listed))
+    return f"{head} (VALUES {marks})", [value for row in listed for value in row]
 
 
 def standings(asked: Mapping[Place, ChannelRow | None]) -> dict[Place, Standing]:
     """What the database says of each of these senders in their channels, whose rows are given where
-    there are any: one statement for all. Each fact is one step by an index, and no EXISTS, of which
-    PostgreSQL might make one walk through a whole table."""
+    there are any: one statement for all. `owner` is whose lists count, in a person channel those of
+    the other. Each fact is one step by an index, and no EXISTS, of which PostgreSQL might make one
+    walk through a whole table."""
     if not asked:
         return {}
-    wanted, values = _asked(asked)
+    wanted, values = _wanted(
+        {"number": "int", "channel": "bigint", "owner": "text", "kind": "int", "sender": "text"},
+        (
+            (number, row.pk if row else 0, key.seen_by(sender), key.channel_type, sender)
+            for number, ((key, sender), row) in enumerate(asked.items())
+        ),
+    )
     members, rules = Membership._meta.db_table, AccessRule._meta.db_table
     rule = f"SELECT 1 FROM {rules} r WHERE r.channel_id = owner AND r.channel_type = kind"
     person = f"{ChannelType.PERSON:d}"
-    banned = f"SELECT 1 FROM {Channel._meta.db_table} p WHERE p.channel_id = sender"
-    facts = (
-        f"{banned} AND p.channel_type = {person} AND p.send_ban",
-        f"SELECT 1 FROM {members} m WHERE m.channel_id = channel AND m.uid = sender",
-        f"{rule} AND r.uid = sender AND NOT r.allow",
-        f"{rule} AND r.allow AND kind <> {person}",
-        f"{rule} AND r.uid = sender AND r.allow",
-    )
-    columns = ", ".join(f"({fact} LIMIT 1) IS NOT NULL" for fact in facts)
+    facts = {
+        "sender_banned": f"SELECT 1 FROM {Channel._meta.db_table} p WHERE p.channel_id = sender"
+        f" AND p.channel_type = {person} AND p.send_ban",
+        "member": f"SELECT 1 FROM {members} m WHERE m.channel_id = channel AND m.uid = sender",
+        "denied": f"{rule} AND r.uid = sender AND NOT r.allow",
+        "has_allow_list": f"{rule} AND r.allow AND kind <> {person}",
+        "allowed": f"{rule} AND r.uid = sender AND r.allow",
+    }
+    columns = ", ".join(f"({fact} LIMIT 1) IS NOT NULL" for fact in facts.values())
     with connection.cursor() as cursor:
-        cursor.execute(f"{wanted} SELECT number, {columns} FROM asked", values)
+        cursor.execute(f"{wanted} SELECT number, {columns} FROM wanted", values)
         found = {number: map(bool, each) for number, *each in cursor.fetchall()}
     return {
-        place: Standing(row is not None, row is not None and row.ban,
-                        row is not None and row.disband, *found[number])
+        place: replace(standing_of(row), **dict(zip(facts, found[number], strict=True)))
         for number, (place, row) in enumerate(asked.items())
-    }  # fmt: skip
+    }
 
 
-def _asked(asked: Mapping[Place, ChannelRow | None]) -> tuple[str, list[Any]]:
-    """A table expression of them, numbered, and its parameters. `owner`: whose lists they are, in a
-    person channel those of the other."""
-    rows = [
-        (
-            number, row.pk if row else 0, key.seen_by(sender), key.channel_type, sender,
-        )
-        for number, ((key, sender), row) in enumerate(asked.items())
-    ]  # fmt: skip
-    head = "WITH asked (number, channel, owner, kind, sender) AS"
-    if locks_rows():
-        arrays = "unnest(%s::int[], %s::bigint[], %s::text[], %s::int[], %s::text[])"
-        return f"{head} (SELECT * FROM {arrays})", [list(each) for each in zip(*rows, strict=True)]
-    marks = ", ".join(["(%s, %s, %s, %s, %s)"] * len(rows))
-    return f"{head} (VALUES {marks})", [value for row in rows for value in row]
+def standing_of(row: ChannelRow | None) -> Standing:
+    """What a channel's row says, which is all that is asked where the back end sends."""
+    if row is None:
+        return Standing()
+    return Standing(exists=True, ban=row.ban, disband=row.disband)
 
 
 def find_appended(
@@ -291,15 +291,10 @@ def seqs_kept(after: Mapping[int, int]) -> dict[int, tuple[int | None, int]]:
 
 def _seqs_kept(places: list[tuple[int, int]]) -> list[Any]:
     table = Message._meta.db_table
-    if locks_rows():
-        wanted = "SELECT * FROM unnest(%s::bigint[], %s::bigint[])"
-        values: list[Any] = [list(column) for column in zip(*places, strict=True)]
-    else:
-        wanted = f"VALUES {', '.join(['(%s, %s)'] * len(places))}"
-        values = [value for place in places for value in place]
+    wanted, values = _wanted({"channel": "bigint", "above": "bigint"}, places)
     with connection.cursor() as cursor:
         cursor.execute(
-            f"WITH wanted (channel, above) AS ({wanted}) SELECT channel,"
+            f"{wanted} SELECT channel,"
             f" (SELECT MIN(seq) FROM {table} WHERE channel_id = channel AND seq > above),"
             f" (SELECT MAX(seq) FROM {table} WHERE channel_id = channel) FROM wanted",
             values,
