@@ -35,6 +35,10 @@ BACKLOG = (
 )
 PING_INTERVAL = PING_TIMEOUT = 20  # seconds; a peer that vanished is noticed within both
 DATE_SECONDS = 1  # between two looks at the clock, for the header of answers
+# Seconds that a connection of HTTP may rest between two requests. A request that comes just as we
+# close fails, so the client's own limit has to be the shorter one: nginx keeps its connections for
+# 60 s, Go's client for 90 but retries, httpx for 5.
+KEEP_ALIVE = 75
 REQUESTS_GRACE = 3  # seconds that open requests get once the node has drained
 STOP_SECONDS = 28  # from the signal to the end at the latest; supervisors give 30
 EXIT_SECONDS = 2  # for the interpreter to end, which waits for threads that wait for a database
@@ -144,6 +148,7 @@ def configuration() -> uvicorn.Config:
         ws_max_size=conf().frame_bytes,  # a longer message is closed with 1009
         ws_ping_interval=PING_INTERVAL,
         ws_ping_timeout=PING_TIMEOUT,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=REQUESTS_GRACE,
         lifespan="on",
         log_config=None,  # the project's LOGGING

@@ -65,6 +65,16 @@ def test_serve_stops_with_zero_while_a_socket_is_open(server):
     assert closed.value.rcvd.code == 1012
 
 
+def test_serve_keeps_an_idle_connection_longer_than_clients_do(server):
+    """uvicorn by itself closes after 5 s, as httpx does: a request that comes just then fails."""
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
+        connection.request("GET", "/health")
+        assert connection.getresponse().read()
+        connection.sock.settimeout(6)
+        with pytest.raises(TimeoutError):
+            connection.sock.recv(1)
+
+
 def test_serve_refuses_a_frame_over_the_limit(server):
     too_long = "x" * (MessagingConf().frame_bytes + 1)
     with connect(server.url) as client:

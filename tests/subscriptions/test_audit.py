@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from subscriptions.audit import compare_group_tables, compare_session_tables, tables_agree
@@ -99,6 +99,16 @@ def test_entry_that_moved_from_one_to_another_is_noticed(pairs, table):
     lose(sessions, groups, name, channel, table)
     put(sessions, groups, *moved, table)
     assert not tables_agree(sessions, groups)
+
+
+@given(own=st.sets(st.sampled_from(PAIRS)), of_groups=st.sets(st.sampled_from(PAIRS)))
+@example(own={("s0", 1), ("s0", 4)}, of_groups={("s0", 2), ("s0", 3)})
+@example(own={("s0", 1), ("s3", 1)}, of_groups={("s1", 1), ("s2", 1)})
+def test_sessions_agree_with_the_groups_that_say_the_same_and_no_others(own, of_groups):
+    """Numbers that add up to the same are not the same."""
+    sessions, _ = tables_of(own)
+    _, groups = tables_of(of_groups)
+    assert tables_agree(sessions, groups) is (own == of_groups)
 
 
 def test_session_that_is_closed_and_group_that_is_gone_are_noticed():
