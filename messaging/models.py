@@ -49,7 +49,7 @@ class Message(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["channel", "seq"], name="wukongim_message_seq"),
             models.UniqueConstraint(
-                fields=["sender", "channel", "client_msg_no"],
+                fields=["channel", "client_msg_no", "sender"],
                 condition=~models.Q(client_msg_no=""),
                 name="wukongim_message_once",
             ),
@@ -60,6 +60,11 @@ class Message(models.Model):
                 condition=models.Q(change_mark__isnull=False),
                 name="wukongim_message_mark",
             ),
+            models.Index(
+                fields=["channel", "seq"],
+                condition=models.Q(sync_once=True),
+                name="wukongim_message_command",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -67,6 +72,60 @@ class Message(models.Model):
             "seq": self.seq,
             "channel": self.channel,
         }
+
+
+class MessageEvent(models.Model):
+    """The latest state of one part of a message that is written bit by bit (http-api §1.8): what
+    has come under one key of it. `seq` counts the message's events, of all keys.
+    """
+
+    OPEN, CLOSED, ERROR, CANCELLED = "open", "closed", "error", "cancelled"
+
+    message = models.ForeignKey(
+        Message, models.CASCADE, related_name="events", verbose_name=_("message")
+    )
+    key = models.CharField(_("key"), max_length=100)
+    seq = models.BigIntegerField(_("event seq"))
+    event_id = models.CharField(_("event id"), max_length=200)
+    event_type = models.CharField(_("type"), max_length=100)
+    status = models.CharField(
+        _("status"),
+        max_length=16,
+        choices=[
+            (OPEN, _("open")),
+            (CLOSED, _("closed")),
+            (ERROR, _("error")),
+            (CANCELLED, _("cancelled")),
+        ],
+    )
+    visibility = models.CharField(_("visibility"), max_length=16)
+    occurred_ms = models.BigIntegerField(_("happened, ms"))
+    snapshot = models.JSONField(_("snapshot"), null=True)
+    end_reason = models.PositiveSmallIntegerField(_("end reason"), default=0)
+    error = models.CharField(_("error"), max_length=500, blank=True)
+
+    class Meta:
+        verbose_name = _("message event")
+        verbose_name_plural = _("message events")
+        constraints = [
+            models.UniqueConstraint(fields=["message", "key"], name="wukongim_event_key")
+        ]
+
+    def __str__(self) -> str:
+        return gettext("%(key)s of %(message)s") % {"key": self.key, "message": self.message}
+
+
+class SystemAccount(models.Model):
+    """A uid that may send to every channel, and to whom everybody may send."""
+
+    uid = models.CharField(_("uid"), max_length=100, unique=True)
+
+    class Meta:
+        verbose_name = _("system account")
+        verbose_name_plural = _("system accounts")
+
+    def __str__(self) -> str:
+        return self.uid
 
 
 class Device(models.Model):

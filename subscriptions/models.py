@@ -118,6 +118,10 @@ class Membership(MachineOwned):
     joined_at = models.DateTimeField(_("joined"), db_default=Now(), editable=False)
     read_seq = models.BigIntegerField(_("read up to"), default=0, db_default=0)
     hidden_seq = models.BigIntegerField(_("hidden up to"), default=0, db_default=0)
+    command_seq = models.BigIntegerField(_("commands taken up to"), default=0, db_default=0)
+    command_offered_seq = models.BigIntegerField(
+        _("commands offered up to"), default=0, db_default=0
+    )
 
     class Meta:
         verbose_name = _("membership")
