@@ -40,13 +40,14 @@ test-embedded: $(VENV)/.installed-dev
 test-network: $(VENV)/.installed-dev
 	TESTS_ON=network $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-check: $(VENV)/.installed-dev  ## style, types, who imports whom, Django's checks, missing migrations
+check: $(VENV)/.installed-dev  ## style, types, who imports whom, Django's checks, missing migrations, the API's description
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python manage.py check
 	$(BIN)/python manage.py makemigrations --check --dry-run
+	$(BIN)/python manage.py spectacular --validate --fail-on-warn --file /dev/null
 
 mutants: $(VENV)/.installed-dev  ## switch off one safeguard after another: the tests must notice each
 	$(BIN)/python tests/mutants.py $(ARGS)

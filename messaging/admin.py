@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar
 
+from django import forms
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
@@ -18,8 +19,9 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from messaging import registry
-from messaging.models import Device, Message, Node, RefusedSend, Session
+from messaging.models import Device, Message, Node, RefusedSend, Session, SystemAccount
 from messaging.protocol.reasons import Reason
+from subscriptions.admin_forms import clean_uid
 from subscriptions.admin_parts import PageAdmin, ReadOnly, ago, at, with_icon
 
 DEVICES = {0: _("app"), 1: _("web"), 2: _("desktop"), 99: _("system")}
@@ -182,6 +184,31 @@ class DeviceAdmin(ReadOnly, PageAdmin):
         return not lookup.startswith("token_hash") and super().lookup_allowed(
             lookup, value, request
         )
+
+
+class SystemAccountForm(forms.ModelForm):
+    """One account."""
+
+    def clean_uid(self) -> str:
+        """The uid."""
+        return clean_uid(self)
+
+
+@admin.register(SystemAccount)
+class SystemAccountAdmin(PageAdmin):
+    """Who may send everywhere, and be sent to by everybody. An account is not edited: it is
+    deleted, and another one is added."""
+
+    form = SystemAccountForm
+    channel_lookup = None
+    list_display = ["uid"]
+    search_fields = ["uid__startswith"]
+    ordering = ["uid"]
+    fields = ["uid"]
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody changes: another uid is another account."""
+        return False
 
 
 class LiveFilter(admin.SimpleListFilter):

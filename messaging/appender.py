@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 
 from django.db import DatabaseError, DataError, IntegrityError, connection, transaction
 
-from messaging import message_table, metrics
+from messaging import announcing, message_table, metrics
 from messaging.message_table import ChannelRow, Place
 from messaging.messages import Appended, Draft, Held, Outcome, Refused, StoredMessage
 from messaging.models import Counter
-from messaging.permissions import Standing, judge
+from messaging.permissions import Standing, judge, makes_channel
 from messaging.protocol.reasons import Reason
 from subscriptions.bindings import ChannelKey
 from subscriptions.errors import SubscriptionsError
@@ -104,7 +104,8 @@ class Appender:
     PERMITS = 100_000  # × about 200 B = 20 MB
     PERMIT_SECONDS = 10.0
     """A ban of a person raises the versions of the channels he is in; one that he joins in that
-    very moment, in a transaction that the ban cannot see, is not among them."""
+    very moment, in a transaction that the ban cannot see, is not among them. System accounts are of
+    no channel and raise none: who is one no more may send as one for so long."""
 
     def __init__(self) -> None:
         self._ids = IdBlocks()
@@ -188,6 +189,7 @@ class Appender:
                 for draft, message_id in zip(drafts, ids, strict=True)
             ]
             message_table.insert(batch.rows.values())
+            announcing.announce_messages(_fresh(outcomes, batch))
         self._remember(batch.permits)
         return outcomes
 
@@ -203,7 +205,8 @@ class Appender:
             return Held()
         if message_id in batch.appended:
             return Appended(batch.appended[message_id])
-        if draft.key.is_person and draft.key not in batch.rows and not batch.may_wait:
+        missing = draft.key not in batch.rows
+        if missing and not batch.may_wait and makes_channel(draft.key, draft.sender):
             return Held(alone=True)
         return self._place(draft, message_id, batch)
 
@@ -218,7 +221,7 @@ class Appender:
         if verdict != Reason.SUCCESS:
             return Refused(verdict)
         if row is None:  # another process may have made it meanwhile, and more than that
-            batch.take(draft.key, _create_person_channel(draft), [draft])
+            batch.take(draft.key, _create_channel(draft), [draft])
             return self._place(draft, message_id, batch)
         message = _stored(draft, row, message_id, batch.now)
         if not draft.no_persist:
@@ -254,6 +257,16 @@ class Appender:
         place = row.pk, sender
         version, until = batch.permits.get(place) or self._permits.get(place) or (-1, 0.0)
         return version == row.version and time.monotonic() < until
+
+
+def _fresh(outcomes: Sequence[Outcome | Held], batch: Batch) -> list[StoredMessage]:
+    """What this batch has appended, and none before it."""
+    return [
+        each.message
+        for each in outcomes
+        if isinstance(each, Appended) and not each.repeated
+        if each.message.message_id not in batch.appended
+    ]
 
 
 def _begin(drafts: Sequence[Draft], ids: Collection[int], wait: float | None) -> Batch:
@@ -294,9 +307,10 @@ def _repeated(draft: Draft, first: StoredMessage) -> Outcome:
     return Refused(Reason.IDEMPOTENCY_CONFLICT)
 
 
-def _create_person_channel(draft: Draft) -> ChannelRow:
-    """A person channel is made by its first message, with both of its memberships."""
-    join(draft.key, draft.key.channel_id.split("@"), actor=draft.sender, reason="first message")
+def _create_channel(draft: Draft) -> ChannelRow:
+    """A channel of two is made by its first message, with both of its memberships, and a visitor's
+    with his own."""
+    join(draft.key, draft.key.pair or [draft.sender], actor=draft.sender, reason="first message")
     rows, _ = message_table.lock_channels([draft.key])  # ours: the join has taken it
     return rows[draft.key]
 

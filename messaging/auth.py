@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,6 +18,9 @@ from messaging.models import Device, Session
 from messaging.protocol.reasons import Reason
 from subscriptions.bindings import SYSTEM_UID, ChannelType
 from subscriptions.models import Channel
+
+QUIT = "logged out"
+BY_OPERATOR = "disconnected by an operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,33 @@ def set_token(uid: str, token: str, device_flag: int, device_level: int) -> None
         defaults={"token_hash": hash_token(token), "level": device_level},
     )
     Device.objects.filter(pk=device.pk).update(updated_at=Now())  # the database's clock, not ours
-    if device_level == registry.MASTER and registry.kick_sessions(
-        uid, device_flag, registry.OTHER_DEVICE
-    ):
+    if device_level == registry.MASTER:
+        _send_away(uid, [device_flag], registry.OTHER_DEVICE)
+
+
+@transaction.atomic
+def quit_devices(uid: str, flags: Collection[int]) -> None:
+    """End all sessions of these kinds of device, and let nobody in there until there is a new
+    token. Devices that never had one stay unknown. Twice is once.
+
+    The level becomes master, as WuKongIM has it: whoever was swept meanwhile and comes back
+    (`registry.register_again`) is sent away as by a master's new token.
+    """
+    for flag in sorted(flags):  # two who quit the same wait in line, and not for each other
+        registry.hold_device(uid, flag)
+    devices = Device.objects.filter(uid=uid, flag__in=flags)
+    devices.update(token_hash="", level=registry.MASTER, updated_at=Now())
+    _send_away(uid, flags, QUIT)
+
+
+@transaction.atomic
+def kick_connection(uid: str, start: str) -> None:
+    """End the live session of this uid whose id starts so; one that is not there is no error."""
+    if registry.kick_session(uid, start, BY_OPERATOR):
+        transaction.on_commit(lambda: doorbell.ring_kick(uid))
+
+
+def _send_away(uid: str, flags: Collection[int], because: str) -> None:
+    """Within the caller's transaction, which holds the devices."""
+    if registry.kick_sessions(uid, flags, because):
         transaction.on_commit(lambda: doorbell.ring_kick(uid))

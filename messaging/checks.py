@@ -7,6 +7,7 @@ has a row for each id. Only the echo needs a server: it is for `check --deploy`.
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 from django.conf import settings
@@ -23,6 +24,7 @@ HINT = (
     'docs/reference/checks.md, section "Settings".'
 )
 SEE_LAYER = 'See docs/reference/checks.md, section "Channel layer".'
+HOST_AND_PORT = re.compile(r"[^/\s]+:[0-9]{1,5}")
 ECHO_SECONDS = 5.0
 """How long an echo may take: a connection, 2 s at most, and a way that takes milliseconds."""
 
@@ -56,6 +58,12 @@ def _broken_relations(settings: MessagingConf) -> list[str]:
             set(settings.steps) <= set(STEPS),
         "PAYLOAD_BYTES as base64 must fit into FRAME_BYTES.":
             settings.payload_bytes * 4 // 3 + 4096 < settings.frame_bytes,
+        "WS_ADDR must begin with ws:// or wss://.":
+            settings.ws_addr.startswith(("ws://", "wss://")) or not settings.ws_addr,
+        "WSS_ADDR must begin with wss://.":
+            settings.wss_addr.startswith("wss://") or not settings.wss_addr,
+        "TCP_ADDR must be HOST:PORT without a scheme.":
+            bool(HOST_AND_PORT.fullmatch(settings.tcp_addr)) or not settings.tcp_addr,
     }  # fmt: skip
     return [sentence for sentence, holds in rules.items() if not holds]
 

@@ -17,6 +17,10 @@ class MessagingConf:
     token_required: bool = True
     """Whether a client must show the token of its device. Off only behind a trusted front."""
 
+    person_allow_lists: bool = False
+    """Whether a person message needs its sender on the receiver's allow list, unless the receiver
+    lets strangers write. Off as in WuKongIM: no list then means that everybody may."""
+
     first_frame_seconds: float = 2.0
     """A socket that says nothing for this long is closed (WuKongIM v2's limit, protocol §1.5)."""
 
@@ -28,6 +32,11 @@ class MessagingConf:
 
     payload_bytes: int = PAYLOAD_BYTES
     """Largest message body. 64 KiB × 500 messages of a fetch = 32 MiB at worst in memory."""
+
+    event_bytes: int = PAYLOAD_BYTES
+    """Snapshots of a message that is written bit by bit, all keys together, as JSON. 64 KiB are
+    10,000 words. Each delta writes its snapshot anew: 20 deltas a second × 64 KiB = 1.3 MB/s at
+    worst, and a page of 1,000 such messages is as large as one of the largest payloads."""
 
     outbox_bytes: int = 1 << 20
     """Frames waiting for one socket. 1 MiB × 10,000 stalled sessions ≈ 10 GiB at worst; full means
@@ -122,6 +131,15 @@ class MessagingConf:
 
     database_threads: int = 4
     """Threads that read for this process. Writes have one of their own."""
+
+    tcp_addr: str = ""
+    """Where clients open binary sockets, as `host:port`, for `/route`. Empty: nowhere."""
+
+    ws_addr: str = ""
+    """Where clients open sockets: `ws://…`, or `wss://…`. Empty: the host that they asked."""
+
+    wss_addr: str = ""
+    """The same over TLS: `wss://…`. Empty: the host that they asked, if they asked over TLS."""
 
 
 def conf() -> MessagingConf:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from messaging.frames import text_frame
-from messaging.messages import Draft, StoredMessage
+from messaging.messages import Draft, Said, StreamEvent
 from messaging.protocol import jsonrpc
-from messaging.protocol.packets import Header, Recv, Send, ServerPacket, Setting
+from messaging.protocol.packets import Event, Header, Recv, Send, ServerPacket, Setting
 from subscriptions.bindings import SYSTEM_UID, stored_key
 
 
@@ -14,27 +14,32 @@ def frame_of(packet: ServerPacket) -> bytes:
     return text_frame(jsonrpc.encode(packet))
 
 
-def encode(message: StoredMessage, uid: str) -> bytes:
-    """The `recv` frame of a message as `uid` is shown it (protocol §1.4, §4.4)."""
-    return frame_of(
-        Recv(
-            message_id=message.message_id,
-            message_seq=message.seq,
-            timestamp=message.timestamp,
-            channel_id=message.key.seen_by(uid),
-            channel_type=message.key.channel_type,
-            from_uid="" if message.sender == SYSTEM_UID else message.sender,
-            payload=message.payload,
-            client_msg_no=message.client_msg_no,
-            header=Header(
-                no_persist=not message.seq,
-                red_dot=message.red_dot,
-                sync_once=message.sync_once,
-            ),
-            setting=Setting.from_byte(message.setting),
-            topic=message.topic,
-            expire=message.expire,
-        )
+def encode(said: Said, uid: str) -> bytes:
+    """The frame of what was said as `uid` is shown it."""
+    return frame_of(packet_of(said, uid))
+
+
+def packet_of(said: Said, uid: str) -> Recv | Event:
+    """`recv` (protocol §1.4, §4.4) or `event` (§2.11)."""
+    if isinstance(said, StreamEvent):
+        return Event(said.id, said.type, said.timestamp, said.data_for(uid))
+    return Recv(
+        message_id=said.message_id,
+        message_seq=said.seq,
+        timestamp=said.timestamp,
+        channel_id=said.key.seen_by(uid),
+        channel_type=said.key.channel_type,
+        from_uid="" if said.sender == SYSTEM_UID else said.sender,
+        payload=said.payload,
+        client_msg_no=said.client_msg_no,
+        header=Header(
+            no_persist=not said.seq,
+            red_dot=said.red_dot,
+            sync_once=said.sync_once,
+        ),
+        setting=Setting.from_byte(said.setting),
+        topic=said.topic,
+        expire=said.expire,
     )
 
 

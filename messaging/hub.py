@@ -21,7 +21,7 @@ from itertools import chain
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
-from messaging.messages import Sent, StoredMessage
+from messaging.messages import Said, Sent, StoredMessage
 from subscriptions.bindings import Change, Changes, ChannelKey, Expected, GroupBinding, Join
 
 
@@ -48,7 +48,7 @@ class Span(NamedTuple):
     highest_version: int
 
 
-Encode = Callable[[StoredMessage, str], bytes]
+Encode = Callable[[Said, str], bytes]
 """(message, uid of the receiver) → frame."""
 
 
@@ -122,7 +122,7 @@ class Group:
 class Fanout:
     """One message on its way to many: each different frame is encoded once."""
 
-    def __init__(self, message: StoredMessage, encode: Encode) -> None:
+    def __init__(self, message: Said, encode: Encode) -> None:
         self.message = message
         self._encode = encode
         self._is_person = message.key.is_person
@@ -479,8 +479,9 @@ class Hub:
             session.heard[group.channel] = upto
             self._release(session, group)
 
-    def deliver_unstored(self, message: StoredMessage) -> None:
-        """A message outside all positions (`noPersist`): to those whose binding can judge it."""
+    def deliver_unstored(self, message: Said) -> None:
+        """What is outside all positions (`noPersist`, an event of a message): to those whose
+        binding can judge it. Where there is no room for it it is dropped."""
         group = self.groups.get(message.channel)
         if group is None:
             return

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from messaging import metrics
@@ -124,6 +124,13 @@ class MessageLog:
             (self._waiting if held is None else held).append(waiting)
             self._wake.set()
         return waiting.future
+
+    async def submit_all(self, drafts: Sequence[Draft], seconds: float) -> list[Outcome | None]:
+        """Queue drafts in one go and wait for their outcomes; None for those without one by then.
+        A caller that is cancelled cancels no append."""
+        futures = [self.submit(draft) for draft in drafts]
+        await asyncio.wait(futures, timeout=seconds)
+        return [each.result() if each.done() else None for each in futures]
 
     def refuse(self, draft: Draft, reason: Reason) -> None:
         """Write down that somebody else has refused this draft."""

@@ -13,8 +13,9 @@ from typing import Any
 from django.db import connection
 from django.db.models import Max, QuerySet
 
+from messaging.conf import conf
 from messaging.messages import StoredMessage
-from messaging.models import Message
+from messaging.models import Message, SystemAccount
 from messaging.permissions import Standing
 from subscriptions.bindings import ChannelKey, ChannelType
 from subscriptions.marks import Mark, highest_after, mark_of
@@ -163,22 +164,29 @@ def standings(asked: Mapping[Place, ChannelRow | None]) -> dict[Place, Standing]
     members, rules = Membership._meta.db_table, AccessRule._meta.db_table
     rule = f"SELECT 1 FROM {rules} r WHERE r.channel_id = owner AND r.channel_type = kind"
     person = f"{ChannelType.PERSON:d}"
+    own_row = f"SELECT 1 FROM {Channel._meta.db_table} p WHERE p.channel_type = {person}"
+    account = f"SELECT 1 FROM {SystemAccount._meta.db_table} s WHERE s.uid"
     facts = {
-        "sender_banned": f"SELECT 1 FROM {Channel._meta.db_table} p WHERE p.channel_id = sender"
-        f" AND p.channel_type = {person} AND p.send_ban",
+        "sender_banned": f"{own_row} AND p.channel_id = sender AND p.send_ban",
         "member": f"SELECT 1 FROM {members} m WHERE m.channel_id = channel AND m.uid = sender",
         "denied": f"{rule} AND r.uid = sender AND NOT r.allow",
         "has_allow_list": f"{rule} AND r.allow AND kind <> {person}",
         "allowed": f"{rule} AND r.uid = sender AND r.allow",
+        "system": f"{account} = sender",
+        "peer_system": f"{account} = owner AND kind = {person}",
+        "strangers": f"{own_row} AND p.channel_id = owner AND kind = {person} AND p.allow_stranger",
     }
     columns = ", ".join(f"({fact} LIMIT 1) IS NOT NULL" for fact in facts.values())
     with connection.cursor() as cursor:
         cursor.execute(f"{wanted} SELECT number, {columns} FROM wanted", values)
         found = {number: map(bool, each) for number, *each in cursor.fetchall()}
-    return {
-        place: replace(standing_of(row), **dict(zip(facts, found[number], strict=True)))
-        for number, (place, row) in enumerate(asked.items())
-    }
+    listed = conf().person_allow_lists
+    said = {}
+    for number, (place, row) in enumerate(asked.items()):
+        each = dict(zip(facts, found[number], strict=True))
+        each["has_allow_list"] |= listed and place[0].is_person
+        said[place] = replace(standing_of(row), **each)
+    return said
 
 
 def standing_of(row: ChannelRow | None) -> Standing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -73,6 +74,47 @@ class StoredMessage:
 
 
 FIELDS = tuple(each.name for each in fields(StoredMessage))
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """An event of a message that is written bit by bit, on its way to who is online (protocol
+    §2.11). It is in nobody's position: who misses it, misses it.
+
+    `data` is a JSON object without `channel_id`, which members of a person channel are each shown
+    their own; text, so that every layer can pack it. `timestamp` in milliseconds.
+    """
+
+    channel: int
+    key: ChannelKey
+    version: int
+    id: str
+    type: str
+    timestamp: int
+    data: str
+    origin = ""
+    seq = message_id = 0
+
+    def to_event(self) -> dict[str, Any]:
+        """The doorbell that carries it."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {"type": "stream", "v": EVENT_VERSION, "event": {**values, "key": [*self.key]}}
+
+    @classmethod
+    def from_event(cls, event: dict[str, Any]) -> StreamEvent:
+        """What a doorbell carries. Raises KeyError or TypeError when it is another shape."""
+        values = dict(event["event"])
+        kind, name = values.pop("key")
+        return cls(key=ChannelKey(kind, name), **values)
+
+    def data_for(self, uid: str) -> str:
+        """`data` as `uid` is shown it."""
+        name = json.dumps(self.key.seen_by(uid), ensure_ascii=False)
+        return f'{{"channel_id": {name}, {self.data[1:]}'
+
+
+Said = StoredMessage | StreamEvent
+"""What is offered to sessions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from django.db import connection, transaction
 from django.db.models import DurationField, ExpressionWrapper, F, Q, QuerySet, Value
 from django.db.models.functions import Now
 
+from messaging import online
 from messaging.conf import conf
 from messaging.models import Device, Node, Session
 from subscriptions.audit import Disagreement, Kind
@@ -102,13 +103,25 @@ def ensure_sessions(sessions: Iterable[Session]) -> None:
     told to go after all.
     """
     hold_devices()
+    absent: list[online.Place] = []
     for page in pages(sessions):
         _kick_displaced(page)
+        absent += _absent(page)
         rows = [Session(**{name: getattr(each, name) for name in ("id", *SAID)}) for each in page]
         Session.objects.bulk_create(
             rows, update_conflicts=True, unique_fields=["id"],
             update_fields=[*SAID, "closed_at", "closed_because"],
         )  # fmt: skip
+    online.announce(absent, True, live_sessions())
+
+
+def _absent(sessions: list[Session]) -> list[online.Place]:
+    """Those whose rows are missing or closed, where anybody wants to know."""
+    if not online.is_wanted():
+        return []
+    rows = Session.objects.filter(pk__in=[each.pk for each in sessions], closed_at__isnull=True)
+    there = set(rows.values_list("pk", flat=True))
+    return [(each.pk, each.uid, each.device_flag) for each in sessions if each.pk not in there]
 
 
 def _kick_displaced(sessions: list[Session]) -> None:
@@ -175,8 +188,9 @@ def hold_devices() -> None:
 def stop_node(node: int) -> None:
     """Give the lease back and close what is left of the node's session rows and findings."""
     _end(Node.objects.filter(pk=node, stopped_at__isnull=True))
-    _close(_live_rows(node), "node stopped")
+    closed = _close(_live_rows(node), "node stopped")
     heal(open_findings().filter(node_id=node), "node stopped")
+    online.announce(closed, False, live_sessions())
 
 
 def sweep_dead_nodes(but: int) -> dict[int, int]:
@@ -193,9 +207,11 @@ def sweep_dead_nodes(but: int) -> dict[int, int]:
         _end(Node.objects.filter(pk__in=over))
         # Who ends a node has its rows: those of a node that another is ending are not seen yet.
         dead = dict(_lock(_open_rows(_swept()), "pk", "node_id", skip_locked=True))
+        closed = []
         for page in pages(dead):
-            _close(Session.objects.filter(pk__in=page), SWEPT)
+            closed += _close(Session.objects.filter(pk__in=page), SWEPT)
         heal(_left_open(but), "node ended")
+        online.announce(closed, False, live_sessions())
     return dict(Counter(dead.values()))
 
 
@@ -259,15 +275,21 @@ def close_dead_sessions(found: Iterable[Disagreement], because: str = "dead") ->
     """Close these rows. Twice is once."""
     for page in pages([each.session for each in found]):
         with transaction.atomic():
-            _close(Session.objects.filter(pk__in=page, closed_at__isnull=True), because)
+            _close_and_say(Session.objects.filter(pk__in=page, closed_at__isnull=True), because)
 
 
-def _close(rows: QuerySet[Session], because: str) -> None:
-    """Close rows, and the findings about those sessions: they are about nobody now."""
-    sessions = [pk for (pk,) in _lock(rows, "pk")]
+def _close_and_say(rows: QuerySet[Session], because: str) -> None:
+    online.announce(_close(rows, because), False, live_sessions())
+
+
+def _close(rows: QuerySet[Session], because: str) -> list[online.Place]:
+    """Close rows, and the findings about those sessions: they are about nobody now. Returns what
+    was closed."""
+    closed = _lock(rows, "pk", "uid", "device_flag")
     rows.update(closed_at=Now(), closed_because=because[:100])
-    for page in pages(sessions):
+    for page in pages([pk for pk, *_ in closed]):
         heal(open_findings().filter(session_id__in=page), "session closed")
+    return closed
 
 
 def open_session(session: Session, ring: Callable[[str], object] | None = None) -> datetime:
@@ -282,6 +304,7 @@ def open_session(session: Session, ring: Callable[[str], object] | None = None) 
     told = _displace_for(session)
     if told and ring is not None:
         transaction.on_commit(lambda: ring(session.uid))
+    online.announce([(session.pk, session.uid, session.device_flag)], True, live_sessions())
     return session.opened_at  # as the database has it: its default comes back with the row
 
 
@@ -307,7 +330,7 @@ def _kick(sessions: Collection[str], because: str) -> int:
 @transaction.atomic
 def close_session(session_id: str, because: str) -> None:
     """Close one session's row. A row that is closed already keeps its reason."""
-    _close(Session.objects.filter(pk=session_id, closed_at__isnull=True), because)
+    _close_and_say(Session.objects.filter(pk=session_id, closed_at__isnull=True), because)
 
 
 def close_sessions(because: Mapping[str, str]) -> None:
@@ -318,13 +341,20 @@ def close_sessions(because: Mapping[str, str]) -> None:
     for why, sessions in named.items():
         for page in pages(sessions):
             with transaction.atomic():
-                _close(Session.objects.filter(pk__in=page, closed_at__isnull=True), why)
+                _close_and_say(Session.objects.filter(pk__in=page, closed_at__isnull=True), why)
 
 
 @transaction.atomic
-def kick_sessions(uid: str, flag: int, because: str) -> int:
-    """Write down that every session of this uid and flag has to go; returns how many."""
-    live = Session.objects.filter(uid=uid, device_flag=flag, closed_at__isnull=True)
+def kick_sessions(uid: str, flags: Collection[int], because: str) -> int:
+    """Write down that every session of this uid and these flags has to go; returns how many."""
+    live = Session.objects.filter(uid=uid, device_flag__in=flags, closed_at__isnull=True)
+    return _kick({pk for (pk,) in _lock(live, "pk")}, because)
+
+
+@transaction.atomic
+def kick_session(uid: str, start: str, because: str) -> int:
+    """The same of the uid's session whose id starts so; returns 1, or 0 if there is none."""
+    live = Session.objects.filter(uid=uid, pk__startswith=start, closed_at__isnull=True)
     return _kick({pk for (pk,) in _lock(live, "pk")}, because)
 
 

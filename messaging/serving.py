@@ -128,11 +128,14 @@ def serve(
     listener: socket.socket,
     on_started: Callable[[], None],
     ends_with: BaseProcess | None = None,
+    on_ended: Callable[[], None] = lambda: None,
 ) -> bool:
     """Serve until a signal, or until the process `ends_with` has ended; returns whether the node
-    could say so to its database. Raises SystemExit when the application did not start."""
+    could say so to its database. `on_ended` ends what was started beside it, while there is time.
+    Raises SystemExit when the application did not start."""
     server = Server(configuration(), on_started, ends_with)
     server.run(sockets=[listener])
+    on_ended()
     end_within(EXIT_SECONDS)
     return not server.lifespan.should_exit
 

@@ -35,13 +35,8 @@ class ChannelType(IntEnum):
     AGENT_GROUP = 12
 
 
-CARRIED_TYPES = frozenset(ChannelType) - {
-    ChannelType.DATA,
-    ChannelType.TEMP,
-    ChannelType.VISITORS,
-    ChannelType.AGENT,
-}
-"""Types that can be sent to. All but person behave as group channels; the rest answer 23."""
+CARRIED_TYPES = frozenset(ChannelType) - {ChannelType.DATA, ChannelType.TEMP}
+"""Types that can be sent to; the rest answer 23."""
 
 
 class ChannelKey(NamedTuple):
@@ -75,16 +70,22 @@ class ChannelKey(NamedTuple):
         return self.channel_type == ChannelType.PERSON
 
     @property
+    def is_of_two(self) -> bool:
+        """Whether it is between two uids and nobody else can join: a person or agent channel."""
+        return self.channel_type in (ChannelType.PERSON, ChannelType.AGENT)
+
+    @property
     def pair(self) -> tuple[str, ...]:
-        """The two uids of a person channel; none for other channels, and for a person's own row,
-        which carries their flags under a single uid."""
+        """The two uids of a person or agent channel; none for other channels, and for a person's
+        own row, which carries their flags under a single uid."""
         first, at, second = self.channel_id.partition("@")
-        return (first, second) if self.is_person and at else ()
+        return (first, second) if self.is_of_two and at else ()
 
     def seen_by(self, uid: str) -> str:
-        """The channel id that `uid` is shown: in a person channel, the peer (protocol §4.4)."""
+        """The channel id that `uid` is shown: in a person channel, the peer (protocol §4.4). An
+        agent channel has one id for both."""
         pair = self.pair
-        if not pair:
+        if not (pair and self.is_person):
             return self.channel_id
         return pair[1] if uid == pair[0] else pair[0]
 

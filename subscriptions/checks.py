@@ -6,8 +6,10 @@ they run where databases are named (`check --database`, `migrate`).
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
+from ipaddress import ip_network
 from typing import Any
 
 from django.core import checks
@@ -15,6 +17,7 @@ from django.core.checks import CheckMessage, Error, Tags, register
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from subscriptions.api.authentication import open_words
 from subscriptions.conf import SubscriptionsConf, problems
 from subscriptions.errors import TriggersMissing
 from subscriptions.triggers import install
@@ -35,6 +38,55 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
         Error(text, hint=hint, id="subscriptions.E001")
         for text in problems(SubscriptionsConf, "SUBSCRIPTIONS")
     ]
+
+
+@register(Tags.security)
+def check_open_api(**kwargs: Any) -> list[CheckMessage]:
+    """Networks from which the HTTP API asks for no token: words that are none would answer 500,
+    and two ways of writing one let everybody in."""
+    words = open_words()
+    wrong = {word: why for word in words if (why := _no_network(word))}
+    if wrong:
+        return [_nonsense(word, why) for word, why in wrong.items()]
+    found = [_open_to_all(word) for word in words if ip_network(word).prefixlen == 0]
+    proxies = {word.strip() for word in os.environ.get("FORWARDED_ALLOW_IPS", "").split(",")}
+    if words and proxies & {"*", "0.0.0.0/0", "::/0"}:
+        found.append(_everybody_is_a_proxy())
+    return found
+
+
+def _no_network(word: str) -> str:
+    try:
+        ip_network(word)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _nonsense(word: str, why: str) -> CheckMessage:
+    return Error(
+        f"WUKONGIM_API_OPEN_TO has {word!r}, which is no network: {why}.",
+        hint=f"Write networks as 10.1.2.0/24, one machine as 10.1.2.3. See {SEE_SETTINGS}.",
+        id="subscriptions.E006",
+    )
+
+
+def _open_to_all(word: str) -> CheckMessage:
+    return checks.Warning(
+        f"WUKONGIM_API_OPEN_TO has {word}: the HTTP API asks nobody for its token.",
+        hint="Whoever reaches the server reads and writes everything. Name the network of your "
+        f"back end alone. See {SEE_SETTINGS}.",
+        id="subscriptions.W007",
+    )
+
+
+def _everybody_is_a_proxy() -> CheckMessage:
+    return checks.Warning(
+        "WUKONGIM_API_OPEN_TO is set, and FORWARDED_ALLOW_IPS trusts everybody as a proxy.",
+        hint="Whoever reaches the server says himself which network he calls from. Name the proxy "
+        f"in FORWARDED_ALLOW_IPS. See {SEE_SETTINGS}.",
+        id="subscriptions.W008",
+    )
 
 
 @register(Tags.compatibility)

@@ -59,6 +59,8 @@ def _refusal(each: Field[Any], wanted: Any, value: Any) -> str:
     """What the value should have been, in words; empty when it is that."""
     if wanted is bool:
         return "" if isinstance(value, bool) else "true or false"
+    if wanted is str:
+        return "" if isinstance(value, str) else "text"
     if wanted in (int, float):
         return _number_refusal(each, wanted, value)
     is_words = isinstance(value, list | tuple) and all(isinstance(word, str) for word in value)

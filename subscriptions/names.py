@@ -9,10 +9,10 @@ import unicodedata
 
 UID_LENGTH = 100
 CHANNEL_ID_LENGTH = 2 * UID_LENGTH + 1
-"""A person channel is stored under both uids with an @ between them."""
+"""A person or agent channel is stored under both uids with an @ between them."""
 
 FORBIDDEN = frozenset("@#&")
-PERSON = 1
+PERSON, AGENT = 1, 11
 
 
 def has_control(text: str) -> bool:
@@ -29,9 +29,12 @@ def is_uid(text: str) -> bool:
 
 
 def is_channel_id(text: str, channel_type: int) -> bool:
-    """Whether a text can name a channel: a person's by the peer, or by the pair `a@b`."""
-    if channel_type != PERSON:
+    """Whether a text can name a channel: a person's by the peer, or by the pair `a@b`; an agent's
+    by the pair `uid@agent`."""
+    if channel_type not in (PERSON, AGENT):
         return _is_name(text, CHANNEL_ID_LENGTH)
+    if channel_type == AGENT and "@" not in text:
+        return False
     return all(is_uid(uid) for uid in text.split("@", 1))
 
 

@@ -53,6 +53,7 @@ collect_ignore_glob = (
         "messaging/test_peers.py",
         "messaging/test_redis_layer.py",
         "messaging/test_schedules.py",
+        "scenarios/test_big_channel.py",
         "scenarios/test_cold_node.py",
         "scenarios/test_contention.py",
         "scenarios/test_faults.py",

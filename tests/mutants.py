@@ -163,7 +163,7 @@ MUTANTS = [
     Mutant(
         "the refusal to make a group by sending to it",
         "messaging/permissions.py",
-        "may = standing.exists or key.is_person",
+        "may = standing.exists or makes_channel(key, sender)",
         "may = True",
         "messaging/test_permissions.py",
     ),

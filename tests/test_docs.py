@@ -17,7 +17,7 @@ from django.core.management import get_commands, load_command_class
 from django.urls import URLPattern, URLResolver, get_resolver
 from uvicorn.main import main as uvicorn_command
 
-from messaging.api.metrics import OpenFindings
+from messaging.api.metrics import OpenFindings, WaitingWebhooks
 from messaging.conf import MessagingConf
 from messaging.consumers import WORDS
 from messaging.protocol.close_codes import CloseCode
@@ -29,10 +29,11 @@ from subscriptions.metrics import REGISTRY
 from subscriptions.models import Audit
 from tests.faults.injections import INJECTIONS
 from tests.support.server import API_TOKEN, ServerProcess
+from webhooks.conf import WebhooksConf
 from wukongim.environment import KNOWN
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("messaging", "subscriptions", "wukongim")
+PACKAGES = ("messaging", "subscriptions", "webhooks", "wukongim")
 TOP = (*PACKAGES, "tests", "docs", ".ci")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 SOURCES = [
@@ -220,6 +221,7 @@ def test_commands_and_their_flags_exist(document):
             assert set(re.findall(r"--[a-z-]+", rest)) <= flags_of(name), line
     alone = {span.split()[0] for span in spans(text) if span.startswith("--")}
     ours = flags_of("repair_subscriptions") | flags_of("serve") | flags_of("bootstrap")
+    ours |= flags_of("deliver_webhooks")
     servers = {
         flag for each in uvicorn_command.params for flag in [*each.opts, *each.secondary_opts]
     }
@@ -237,7 +239,12 @@ def flags_of(command: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "cls"), [("MESSAGING", MessagingConf), ("SUBSCRIPTIONS", SubscriptionsConf)]
+    ("name", "cls"),
+    [
+        ("MESSAGING", MessagingConf),
+        ("SUBSCRIPTIONS", SubscriptionsConf),
+        ("WEBHOOKS", WebhooksConf),
+    ],
 )
 def test_settings_table_has_every_key_with_its_default(name, cls):
     table = rows(section(read("docs/reference/settings.md"), name))
@@ -260,7 +267,7 @@ def test_environment_table_has_every_variable(text):
     assert named == KNOWN
 
 
-CHECK_ID = r"(?:wukongim|messaging|subscriptions)\.[EW]\d{3}"
+CHECK_ID = r"(?:wukongim|messaging|subscriptions|webhooks)\.[EW]\d{3}"
 
 
 def check_ids() -> set[str]:
@@ -457,7 +464,7 @@ def test_metrics_tables_have_every_metric_with_its_type_and_labels():
         suffix = "_total" if family.type == "counter" else ""
         workers = HOW_WORKERS_ADD_UP.get(getattr(each, "_multiprocess_mode", ""), "")
         coded[family.name + suffix] = (family.type + workers, list(each._labelnames))
-    for family in OpenFindings().describe():
+    for family in [*OpenFindings().describe(), *WaitingWebhooks().describe()]:
         coded[family.name] = (family.type, list(family._labelnames))
     assert documented == coded
 

@@ -18,6 +18,8 @@ KNOWN = frozenset(
     for name in (
         "ALLOWED_HOSTS",
         "ALLOWED_ORIGINS",
+        "API_CORS_ORIGINS",
+        "API_OPEN_TO",
         "API_TOKEN",
         "DATABASE_POOL",
         "DATABASE_URL",
@@ -28,6 +30,7 @@ KNOWN = frozenset(
         "REDIS_URL",
         "SECRET_KEY",
         "SUBSCRIPTIONS",
+        "WEBHOOKS",
     )
 )
 

@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 import structlog
+from corsheaders.defaults import default_headers
 
 from wukongim import environment
 
@@ -24,15 +25,20 @@ ALLOWED_HOSTS = environment.words("ALLOWED_HOSTS", ["127.0.0.1", "localhost", "[
 # Origins (https://chat.example) whose pages may open a socket here. Empty: only pages of this
 # very host, and clients that are no browser and send no Origin.
 WUKONGIM_ALLOWED_ORIGINS = environment.words("ALLOWED_ORIGINS", [])
+# Origins whose pages may call the HTTP API from a browser, which shows them the answers then.
+CORS_ALLOWED_ORIGINS = environment.words("API_CORS_ORIGINS", [])
+# Networks (10.1.2.0/24) whose callers need no token. Empty: everybody needs it.
+WUKONGIM_API_OPEN_TO = environment.words("API_OPEN_TO", [])
 
 DATABASES = {"default": environment.database(WUKONGIM_DATA_DIR)}
 CHANNEL_LAYERS = environment.channel_layers(
     environment.text("REDIS_URL"), environment.text("REDIS_PREFIX", "wukongim")
 )
 
-# Limits and periods of the two apps; their names and defaults are in each app's conf.py.
+# Limits and periods of the apps; their names and defaults are in each app's conf.py.
 MESSAGING = environment.table("MESSAGING")
 SUBSCRIPTIONS = environment.table("SUBSCRIPTIONS")
+WEBHOOKS = environment.table("WEBHOOKS")
 
 # --- What does not ----------------------------------------------------------------------------
 
@@ -45,12 +51,17 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "channels",
+    "corsheaders",
     "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "webhooks",
     "subscriptions",
     "messaging",
 ]
 
 MIDDLEWARE = [
+    "corsheaders.middleware.CorsMiddleware",  # first: a preflight has no token, and no page
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -102,11 +113,17 @@ WHITENOISE_USE_FINDERS = True
 # WhiteNoise answers with a file, which ASGI has to read through a thread. That is what is wanted.
 warnings.filterwarnings("ignore", message="StreamingHttpResponse must consume synchronous")
 
+# 10,000 uids of 100 characters, each written \uXXXX, are 6 MB: so many join in one request.
+DATA_UPLOAD_MAX_MEMORY_SIZE = 8 << 20
+
 # Cookies are not marked Secure and nothing redirects to TLS, so that the admin works on
 # http://127.0.0.1; the reverse proxy that ends TLS adds both (see docs).
 SESSION_COOKIE_SAMESITE = "Lax"
 CSRF_COOKIE_HTTPONLY = True
 X_FRAME_OPTIONS = "DENY"
+
+CORS_ALLOW_HEADERS = [*default_headers, "token"]
+CORS_URLS_REGEX = r"/(?!admin/|static/)"  # the API alone
 
 REST_FRAMEWORK = {
     # A view that names neither is closed, not open.
@@ -115,6 +132,20 @@ REST_FRAMEWORK = {
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
+    "DEFAULT_SCHEMA_CLASS": "wukongim.openapi.Schema",
+}
+
+SPECTACULAR_SETTINGS = {
+    "OAS_VERSION": "3.1.0",
+    "TITLE": "WuKongIM HTTP API",
+    "VERSION": "0.1.0",
+    "DESCRIPTION": (
+        "WuKongIM's endpoints, and below `/subscriptions/` those that say who hears what. Bodies"
+        " are JSON whatever the `Content-Type`. In WuKongIM's endpoints unknown fields are ignored,"
+        " and `null` is as good as leaving a field out."
+    ),
+    "DISABLE_DOCSTRING_DESCRIPTIONS": True,  # those of serializers are for their readers
+    "POSTPROCESSING_HOOKS": ["subscriptions.api.description.add_components"],
 }
 
 # --- Logs: to standard error, for eyes on a terminal and for machines elsewhere ----------------
@@ -157,6 +188,7 @@ LOGGING = {
         "django.server": {"handlers": [], "level": "INFO", "propagate": True},
         # One line a request and one a socket; sessions leave their own, without query strings.
         "uvicorn": {"level": "WARNING"},
+        "httpx": {"level": "WARNING"},  # the same of webhooks, with all of an URL
         "uvicorn.error": {"filters": ["peers_faults"]},
         "django.request": {"filters": ["requests"]},
         "django.security.DisallowedHost": {"filters": ["unknown_hosts"]},

@@ -24,6 +24,7 @@ from rest_framework.renderers import JSONRenderer
 from messaging import node, sending
 from messaging.api import serializers, views
 from messaging.messages import Appended, Draft, Outcome, StoredMessage
+from messaging.permissions import makes_channel
 from subscriptions.api.authentication import ApiTokenAuthentication
 from subscriptions.api.base import JSONBody
 from subscriptions.bindings import ChannelKey
@@ -51,6 +52,7 @@ VARIANTS = 32
 """Kinds of requests (`Variant`) whose answers' headers are kept; others are the view's."""
 
 SILENT = frozenset({
+    "corsheaders.middleware.CorsMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -61,8 +63,11 @@ SILENT = frozenset({
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
 })  # fmt: skip
-"""Middleware that lets a request without cookies to a known host pass, and adds to its answer what
-depends on its `Variant` alone."""
+"""Middleware that lets a request without cookies and Origin to a known host pass, and adds to its
+answer what depends on its `Variant` alone."""
+
+SEEN_BY_MIDDLEWARE = frozenset({"HTTP_COOKIE", "HTTP_ORIGIN"})
+"""Headers with which those are not silent."""
 
 UNREADABLE = (APIException, DisallowedHost)
 """What a request raises that is nobody's, is for another host, or breaks a rule. Anything else is
@@ -122,14 +127,17 @@ class DirectSend:
             request = ASGIRequest(scope, BytesIO(content))
             request.get_host()
             self._authentication.authenticate(request)  # type: ignore[arg-type]  # asks for META only
-            if "HTTP_COOKIE" in request.META or _brackets(content) > NESTED:
+            if not SEEN_BY_MIDDLEWARE.isdisjoint(request.META) or _brackets(content) > NESTED:
                 return None
             if request.META.get("CONTENT_LENGTH", length) != length:
                 return None
             data = self._parser.parse(BytesIO(content))
-            draft = views.draft_of(self._serializer.run_validation(data))
+            asked = self._serializer.run_validation(data)
         except UNREADABLE:
             return None
+        if asked["key"] is None:
+            return None  # to each of a list of uids
+        draft = views.draft_of(asked, asked["key"])
         return draft, (request.scheme, request.META.get("HTTP_ACCEPT_LANGUAGE"))
 
     async def _node_for(self, draft: Draft) -> node.Node | None:
@@ -138,7 +146,8 @@ class DirectSend:
         current = node.current_node()
         if current is None or current.loop is not asyncio.get_running_loop():
             return None
-        if not draft.key.is_person and not await self._channels.exists(current, draft.key):
+        made = makes_channel(draft.key, draft.sender)
+        if not made and not await self._channels.exists(current, draft.key):
             return None
         return None if current.stopping else current
 

@@ -21,6 +21,7 @@ from subscriptions.api.authentication import ApiTokenAuthentication
 from subscriptions.api.base import ApiView
 from subscriptions.audit import Kind
 from subscriptions.metrics import REGISTRY
+from webhooks.metrics import dead_letters, oldest_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Metrics(ApiView):
         everything = CollectorRegistry()
         everything.register(Workers() if os.environ.get(WORKERS_FOLDER) else REGISTRY)
         everything.register(OpenFindings())
+        everything.register(WaitingWebhooks())
         return HttpResponse(encode(everything), content_type=content_type)
 
 
@@ -84,4 +86,33 @@ class OpenFindings:
             found = open_findings.get(kind)
             number.add_metric([kind], found.count if found else 0)
             age.add_metric([kind], found.oldest_seconds if found else 0)
+        return families
+
+
+class WaitingWebhooks:
+    """How webhooks stand, as the database has it: the same for every process that is asked."""
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        """Both, without values."""
+        return [
+            GaugeMetricFamily(
+                "wukongim_webhooks_oldest_seconds",
+                "How long the oldest webhook event has waited; 0 where none does.", labels=[],
+            ),
+            GaugeMetricFamily(
+                "wukongim_webhooks_dead_letters",
+                "Webhook events that were given up, and not sent again.", labels=[],
+            ),
+        ]  # fmt: skip
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        """Both; nothing when the database cannot say."""
+        try:
+            values = oldest_seconds(), dead_letters()
+        except Error:
+            logger.exception("metrics.incomplete")
+            return []
+        families = self.describe()
+        for family, value in zip(families, values, strict=True):
+            family.add_metric([], value)
         return families

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
+import re
 import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rest_framework import serializers
 
+from messaging import events
 from messaging.conf import conf
-from messaging.models import Message
-from messaging.protocol.jsonrpc import TOKEN_LENGTH
+from messaging.models import Message, MessageEvent
+from messaging.protocol.jsonrpc import DEPTH, TOKEN_LENGTH, is_deep
 from subscriptions.api.serializers import (
     Body,
     SwitchField,
@@ -26,6 +30,15 @@ from subscriptions.services import FLAGS, check_key, clean_uids
 
 DEFAULT_LIMIT, LARGEST_LIMIT = 100, 1_000
 """Messages of one page: 1,000 × 64 KiB × 4/3 (base64) = 85 MiB at the very worst."""
+
+DEFAULT_EVENTS, LARGEST_EVENTS = 200, 2_000
+"""Events of one page of /message/eventsync."""
+
+RECIPIENTS = 10_000
+"""Uids of one call: 3 s of a log that stores 4,000 messages a second."""
+
+NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+"""A NUL in a JSON text, which PostgreSQL cannot hold."""
 
 
 def own_key(channel_type: int, channel_id: str) -> ChannelKey:
@@ -194,6 +207,55 @@ class AddBody(RemoveBody):
         return temporary
 
 
+class JSONField(serializers.Field):
+    """Any JSON that every database and client can hold, of at most `conf().event_bytes` bytes."""
+
+    default_error_messages = {
+        "value": "must have no NUL, no lone surrogate and no number beyond a double's range.",
+        "deep": "must not nest deeper than {most} levels.",
+        "size": "must have at most {most} bytes as JSON.",
+    }
+
+    def to_internal_value(self, data: Any) -> Any:
+        """The value itself."""
+        try:
+            text = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
+        except ValueError:
+            self.fail("value")
+        except RecursionError:
+            self.fail("deep", most=DEPTH)
+        if len(text) > conf().event_bytes:
+            self.fail("size", most=conf().event_bytes)
+        if NUL.search(text):
+            self.fail("value")
+        if is_deep(text):
+            self.fail("deep", most=DEPTH)
+        return data
+
+    def to_representation(self, value: Any) -> Any:
+        """Never asked for: it only reads."""
+        return value
+
+
+class ChoiceField(TextField):
+    """One of a few words; an empty one is the default."""
+
+    default_error_messages = {"choice": "must be one of {words}."}
+
+    def __init__(self, words: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(blank=True, **kwargs)
+        self.words = words
+
+    def to_internal_value(self, data: Any) -> Any:
+        """The word."""
+        word = super().to_internal_value(data)
+        if not word and not self.required:
+            return self.default
+        if word not in self.words:
+            self.fail("choice", words=", ".join(self.words))
+        return word
+
+
 class HeaderBody(Body):
     """The header of a message."""
 
@@ -202,39 +264,202 @@ class HeaderBody(Body):
     sync_once = SwitchField()
 
 
+class RecipientsField(UidsField):
+    """The uids that are each sent a message of their own, at most RECIPIENTS."""
+
+    default_error_messages = {"many": "must name at most {most} uids in one call."}
+
+    def to_internal_value(self, data: Any) -> Any:
+        """The cleaned list."""
+        uids = super().to_internal_value(data)
+        if len(uids) > RECIPIENTS:
+            self.fail("many", most=RECIPIENTS)
+        return uids
+
+
+def new_number() -> str:
+    """A client_msg_no for a message that came without one."""
+    return uuid.uuid4().hex + "0"
+
+
 class SendBody(Body):
-    """POST /message/send: adds `key`."""
+    """POST /message/send: adds `key`, or None where it goes to each of `subscribers`."""
 
     header = HeaderBody(required=False)
     from_uid = UidField(required=False, blank=True, default=SYSTEM_UID)
     channel_id = TextField(required=False, blank=True, default="")
     channel_type = WholeField(high=255, default=0)
-    subscribers = UidsField(required=False, default=list)
+    subscribers = RecipientsField(required=False, default=list)
     payload = PayloadField()
     client_msg_no = TextField(required=False, blank=True, default="", longest=100)
     expire = WholeField(high=2**32 - 1, default=0)
+    is_stream = SwitchField()
 
     def validate_subscribers(self, uids: list[str]) -> list[str]:
-        """Not served."""
-        if uids:
-            raise serializers.ValidationError(
-                "Sending to a list of uids is not served. Send to a channel."
-            )
+        """The server itself is nobody's recipient."""
+        if SYSTEM_UID in uids:
+            raise serializers.ValidationError(f"{SYSTEM_UID} is the server's own uid.")
         return uids
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         """Fill in the sender and the client's number, and add the key."""
+        attrs["from_uid"] = attrs["from_uid"] or SYSTEM_UID
+        attrs["client_msg_no"] = attrs["client_msg_no"] or new_number()
+        attrs.setdefault("header", {})
+        attrs["key"] = None
+        if attrs["subscribers"]:
+            return self._to_each(attrs)
         if not attrs["channel_id"]:
             raise serializers.ValidationError({"channel_id": "is required."})
-        attrs["from_uid"] = attrs["from_uid"] or SYSTEM_UID
-        attrs["client_msg_no"] = attrs["client_msg_no"] or uuid.uuid4().hex + "0"
-        attrs.setdefault("header", {})
         try:
             key = key_seen_by(attrs["from_uid"], attrs["channel_type"], attrs["channel_id"])
         except (InvalidChannel, InvalidUid, ValueError) as error:
             raise serializers.ValidationError(str(error)) from error
         attrs["key"] = key
         return attrs
+
+    def _to_each(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if attrs["channel_id"]:
+            raise serializers.ValidationError(
+                {"subscribers": "Name either a channel_id or subscribers."}
+            )
+        if not attrs["header"].get("sync_once"):
+            raise serializers.ValidationError({
+                "subscribers": "Only a command goes to a list of uids: set header.sync_once to 1, "
+                "or use POST /message/sendbatch."
+            })  # fmt: skip
+        return attrs
+
+
+class SendBatchBody(Body):
+    """POST /message/sendbatch: a person message from `from_uid` to each of `subscribers`."""
+
+    header = HeaderBody(required=False)
+    from_uid = UidField()
+    subscribers = RecipientsField()
+    payload = PayloadField()
+    client_msg_no = TextField(required=False, blank=True, default="", longest=100)
+
+    def validate_subscribers(self, uids: list[str]) -> list[str]:
+        """At least one uid that is not blank."""
+        if not uids:
+            raise serializers.ValidationError("must name at least one uid.")
+        return uids
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """Fill in the client's number, and what only `SendBody` has."""
+        attrs["client_msg_no"] = attrs["client_msg_no"] or new_number()
+        attrs.setdefault("header", {})
+        return {**attrs, "expire": 0, "is_stream": False}
+
+
+class AnchorBody(Body):
+    """A message that is written bit by bit: adds `anchor`."""
+
+    channel_id = TextField()
+    channel_type = WholeField(high=255, default=0)
+    client_msg_no = TextField(longest=100)
+    from_uid = UidField(required=False, blank=True, default="")
+    message_id = WholeField(default=0)
+    event_key = TextField(required=False, blank=True, default="", longest=100)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """Add the anchor."""
+        try:
+            keys = keys_named(attrs["channel_type"], attrs["channel_id"], attrs["from_uid"])
+        except (InvalidChannel, InvalidUid, ValueError) as error:
+            raise serializers.ValidationError(str(error)) from error
+        attrs["anchor"] = events.Anchor(
+            keys, attrs["client_msg_no"], attrs["from_uid"], attrs["message_id"]
+        )
+        return attrs
+
+
+def keys_named(channel_type: int, channel_id: str, uid: str) -> list[ChannelKey]:
+    """The channels that the back end may mean by this name; type 0 is any. Of type 1 it is the
+    pair, or the peer of `uid`, who is the server itself where nobody is named.
+
+    Raises InvalidChannel, InvalidUid, and ValueError for the person channel of two others.
+    """
+    first, at, _ = channel_id.partition("@")
+    uid = uid or (first if at else SYSTEM_UID)
+    keys: list[ChannelKey] = []
+    problem: Exception | None = None
+    for kind in [channel_type] if channel_type else ChannelType:
+        try:
+            keys.append(key_seen_by(uid, kind, channel_id))
+        except (InvalidChannel, InvalidUid, ValueError) as error:
+            problem = error
+    if problem and not keys:
+        raise problem
+    return keys
+
+
+class EventBody(AnchorBody):
+    """POST /message/event: adds `event`."""
+
+    event_id = TextField(longest=200)
+    event_type = ChoiceField(events.TYPES)
+    visibility = ChoiceField(events.VISIBILITIES, required=False, default=events.PUBLIC)
+    occurred_at = WholeField(default=0)
+    payload = JSONField(required=False)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """Add the anchor and the event. The key of what ends the message is its own."""
+        attrs = super().validate(attrs)
+        kind, key, payload = attrs["event_type"], attrs["event_key"], attrs.get("payload")
+        if kind in events.ENDS:
+            self._check_end(payload)
+        elif payload is None:
+            raise serializers.ValidationError({"payload": "is required."})
+        if kind == events.FINISH_TYPE:
+            key = events.FINISH
+        elif key == events.FINISH:
+            raise serializers.ValidationError({"event_key": f"is of {events.FINISH_TYPE} alone."})
+        attrs["event"] = events.Given(
+            attrs["event_id"], kind, key or events.MAIN, attrs["visibility"],
+            attrs["occurred_at"], payload,
+        )  # fmt: skip
+        return attrs
+
+    def _check_end(self, payload: Any) -> None:
+        """What ends a key may say why."""
+        problem = None
+        if payload is not None and not isinstance(payload, dict):
+            problem = "must be an object."
+        elif payload:
+            reason, error = payload.get("end_reason"), payload.get("error")
+            if reason is not None and (type(reason) is not int or not 0 <= reason <= 255):
+                problem = "end_reason must be a whole number from 0 to 255."
+            elif error is not None and (not isinstance(error, str) or len(error) > 500):
+                problem = "error must be a string of at most 500 characters."
+        if problem:
+            raise serializers.ValidationError({"payload": problem})
+
+
+class EventSyncBody(AnchorBody):
+    """POST /message/eventsync."""
+
+    from_msg_event_seq = WholeField(default=0)
+    limit = WholeField(default=0)
+    include_private = SwitchField()
+
+    def validate_limit(self, limit: int) -> int:
+        """0 is the default, more than the largest is the largest."""
+        return min(limit or DEFAULT_EVENTS, LARGEST_EVENTS)
+
+
+def event_object(row: MessageEvent) -> dict[str, Any]:
+    """The latest event of a key, with all that has come under it as its payload (§1.26)."""
+    return {
+        "msg_event_seq": row.seq,
+        "event_id": row.event_id,
+        "event_key": row.key,
+        "event_type": row.event_type,
+        "visibility": row.visibility,
+        "occurred_at": row.occurred_ms,
+        "payload": row.snapshot,
+    }
 
 
 class SyncBody(Body):
@@ -247,6 +472,7 @@ class SyncBody(Body):
     end_message_seq = WholeField(default=0)
     limit = WholeField(default=0)
     pull_mode = WholeField(high=1, default=0)
+    event_summary_mode = ChoiceField(("full", "basic"), required=False, default="full")
 
     def validate_limit(self, limit: int) -> int:
         """0 is the default, more than the largest is the largest."""
@@ -264,8 +490,11 @@ class SyncBody(Body):
         return attrs
 
 
-def message_object(message: Message, key: ChannelKey, uid: str) -> dict[str, Any]:
-    """A stored message as `uid` is shown it (§0): in a person channel, under the peer's uid."""
+def message_object(
+    message: Message, key: ChannelKey, uid: str, stream: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A stored message as `uid` is shown it (§0): in a person channel, under the peer's uid.
+    `stream`: what it has besides if it is written bit by bit (`events.event_meta`)."""
     shown: dict[str, Any] = {
         "header": {
             "no_persist": 0,
@@ -287,4 +516,4 @@ def message_object(message: Message, key: ChannelKey, uid: str) -> dict[str, Any
     }
     if not message.topic:
         del shown["topic"]
-    return shown
+    return {**shown, **(stream or {})}

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from django.db import Error, connection, transaction
+from rest_framework.exceptions import APIException
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from messaging import auth, node, registry, sending
+from messaging import auth, events, node, registry, sending
 from messaging.api import history, serializers
-from messaging.messages import Draft, Outcome, Refused, StoredMessage
+from messaging.messages import Appended, Draft, Outcome, Refused, StoredMessage
+from messaging.permissions import makes_channel
 from messaging.protocol.reasons import Reason
 from subscriptions import services
 from subscriptions.api.base import ACTOR, ApiView, JSONArrayBody, OpenView
 from subscriptions.api.exceptions import BadRequest, Unavailable
-from subscriptions.bindings import ChannelKey, ChannelType
+from subscriptions.bindings import SYSTEM_UID, ChannelKey, ChannelType, person_channel_id
 from subscriptions.models import Channel, Membership
 from subscriptions.selectors import find_channel, is_channel
 
@@ -141,7 +144,11 @@ class MessageSend(ApiView):
     def post(self, request: Request) -> Response:
         """Answers once the message is stored; a repeated client_msg_no gets the first answer."""
         done: Submitted | None = getattr(request, "scope", {}).get(SUBMITTED)
-        done = done or _send(draft_of(self.body(serializers.SendBody)))
+        if done is None:
+            body = self.body(serializers.SendBody)
+            if body["key"] is None:
+                return self._send_to_each(body)
+            done = _send(draft_of(body, body["key"]))
         if done.outcome is None:
             raise Unavailable(
                 "The message log has not answered in time; the message may still be stored. "
@@ -150,6 +157,57 @@ class MessageSend(ApiView):
         if isinstance(done.outcome, Refused):
             raise _refusal(done.outcome.reason)
         return Response(yes(done.outcome.message))
+
+    def _send_to_each(self, body: dict[str, Any]) -> Response:
+        """A command to each uid, in the person channel that it has with the server itself: there
+        it is found again over /message/sync, and nobody else has to be in it (decision 36)."""
+        drafts = [draft_of(body, _between(SYSTEM_UID, uid)) for uid in body["subscribers"]]
+        outcomes = sending.send_all(drafts)
+        sent = sum(isinstance(each, Appended) for each in outcomes)
+        if sent < len(drafts):
+            raise _sent_in_part(sent, outcomes, body["client_msg_no"])
+        return _done()
+
+
+class MessageSendBatch(ApiView):
+    """POST /message/sendbatch: a person message to each of many, as the back end."""
+
+    def post(self, request: Request) -> Response:
+        """200 whatever becomes of them: who is not in `fail_uids` has it."""
+        body = self.body(serializers.SendBatchBody)
+        uids = body["subscribers"]
+        outcomes = sending.send_all([draft_of(body, _between(body["from_uid"], u)) for u in uids])
+        failed = {
+            uid: _why(outcome, body["client_msg_no"])
+            for uid, outcome in zip(uids, outcomes, strict=True)
+            if not isinstance(outcome, Appended)
+        }
+        return Response({"fail_uids": [*failed], "reason": [*failed.values()]})
+
+
+def _between(a: str, b: str) -> ChannelKey:
+    return ChannelKey(ChannelType.PERSON, person_channel_id(a, b))
+
+
+def _sent_in_part(sent: int, outcomes: Sequence[Outcome | None], number: str) -> APIException:
+    """400 if it would be refused again, 503 if it may do later."""
+    text = f"{sent} of {len(outcomes)} were sent. "
+    refused = [each for each in outcomes if isinstance(each, Refused) and not sending.is_ours(each)]
+    if not refused:
+        return Unavailable(text + _again(number))
+    reason = refused[0].reason
+    return BadRequest(text + _words(reason), reason=reason.value)
+
+
+def _why(outcome: Outcome | None, number: str) -> str:
+    return _words(outcome.reason) if isinstance(outcome, Refused) else _again(number)
+
+
+def _again(number: str) -> str:
+    return (
+        "The message log has not answered in time; what has no answer may still be stored. "
+        f"Send it again with client_msg_no {number}: it is stored once."
+    )
 
 
 def yes(message: StoredMessage) -> dict[str, Any]:
@@ -164,14 +222,15 @@ def yes(message: StoredMessage) -> dict[str, Any]:
     }
 
 
-def draft_of(body: dict[str, Any]) -> Draft:
-    """What a cleaned `SendBody` asks the log for."""
+def draft_of(body: dict[str, Any], key: ChannelKey) -> Draft:
+    """What a cleaned `SendBody` asks the log for, to be appended to this channel."""
     return Draft(
-        key=body["key"],
+        key=key,
         sender=body["from_uid"],
         payload=body["payload"],
         client_msg_no=body["client_msg_no"],
         expire=body["expire"],
+        setting=events.STREAM if body["is_stream"] else 0,
         trusted=True,
         **body["header"],
     )
@@ -179,7 +238,7 @@ def draft_of(body: dict[str, Any]) -> Draft:
 
 def _send(draft: Draft) -> Submitted:
     """Append a draft, from a thread."""
-    if not draft.key.is_person and find_channel(draft.key) is None:
+    if not makes_channel(draft.key, draft.sender) and find_channel(draft.key) is None:
         sending.refuse(draft, Reason.CHANNEL_NOT_EXIST)
         return Submitted(draft, Refused(Reason.CHANNEL_NOT_EXIST))
     try:
@@ -200,10 +259,12 @@ ADVICE = {
 
 
 def _refusal(reason: Reason) -> BadRequest:
+    return BadRequest(_words(reason), reason=reason.value)
+
+
+def _words(reason: Reason) -> str:
     advice = ADVICE.get(reason, "The message was not stored.")
-    return BadRequest(
-        f"Refused with reason {reason.value} ({reason.wire_name}). {advice}", reason=reason.value
-    )
+    return f"Refused with reason {reason.value} ({reason.wire_name}). {advice}"
 
 
 class MessageSync(ApiView):
@@ -217,12 +278,16 @@ class MessageSync(ApiView):
         channel = _channel_of_member(key, uid)
         wanted = history.span(start, end, body["pull_mode"])
         messages, more = history.read(channel, wanted, body["limit"])
+        streams = events.event_meta(messages, full=body["event_summary_mode"] == "full")
         return Response(
             {
                 "start_message_seq": start,
                 "end_message_seq": end,
                 "more": int(more),
-                "messages": [serializers.message_object(each, key, uid) for each in messages],
+                "messages": [
+                    serializers.message_object(each, key, uid, streams.get(each.pk))
+                    for each in messages
+                ],
             }
         )
 
@@ -233,16 +298,6 @@ def _channel_of_member(key: ChannelKey | None, uid: str) -> int | None:
         return None
     rows = Membership.objects.filter(is_channel(key, "channel__"), uid=uid)
     return rows.values_list("channel_id", flat=True).first()
-
-
-class Route(OpenView):
-    """GET /route: the address for sockets, which is this very host."""
-
-    def get(self, request: Request) -> Response:
-        """`ws_addr` is right for the scheme of the request, so clients that know only it do."""
-        secure = f"wss://{request.get_host()}" if request.is_secure() else ""
-        plain = f"ws://{request.get_host()}"
-        return Response({"tcp_addr": "", "ws_addr": secure or plain, "wss_addr": secure})
 
 
 class Health(OpenView):

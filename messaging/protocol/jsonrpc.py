@@ -497,12 +497,12 @@ def _recv(packet: Recv) -> Frame:
 
 def _payload_value(payload: bytes) -> Any:
     """An object if the bytes are one that every client can read, else base64 (§1.4)."""
-    if payload.lstrip()[:1] == b"{" and _is_json(payload) and not _is_deep(payload):
+    if payload.lstrip()[:1] == b"{" and _is_json(payload) and not is_deep(payload):
         return msgspec.Raw(payload.strip())
     return base64.b64encode(payload).decode()
 
 
-def _is_deep(text: bytes) -> bool:
+def is_deep(text: bytes) -> bool:
     """Whether a JSON text nests deeper than DEPTH. Level by level, so it needs no stack."""
     if text.count(b"{") + text.count(b"[") <= DEPTH:
         return False

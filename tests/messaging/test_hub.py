@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from messaging.hub import Hub, LiveSession, Needs
-from messaging.messages import StoredMessage
+from messaging.messages import StoredMessage, StreamEvent
 from subscriptions.bindings import Change, Changes, ChannelKey, GroupBinding
 
 
@@ -88,6 +88,22 @@ def test_leaver_is_released_by_the_last_message_that_is_theirs(hub):
 def test_what_is_not_stored_is_withheld_where_it_cannot_be_judged(hub, version, heard):
     """The binding joined under version 4 and knows the channel up to 9: she may have left by 10."""
     connect(hub, "a", {1: 4}).port = Shelf()
-    message = StoredMessage(1, ChannelKey(2, "c1"), 0, version, 7, "bob", b"{}", 0)
-    hub.deliver_unstored(message)
+    key = ChannelKey(2, "c1")
+    hub.deliver_unstored(StoredMessage(1, key, 0, version, 7, "bob", b"{}", 0))
     assert hub.deliveries["unstored"] == heard
+    hub.deliver_unstored(StreamEvent(1, key, version, "e1", "stream.delta", 1, "{}"))
+    assert hub.deliveries["unstored"] == 2 * heard
+
+
+class FullShelf:
+    """A port without room."""
+
+    def offer(self, sent):
+        return False
+
+
+def test_event_without_room_is_dropped_and_moves_no_position(hub):
+    session = connect(hub, "a", {1: 4})
+    session.port = FullShelf()
+    hub.deliver_unstored(StreamEvent(1, ChannelKey(2, "c1"), 9, "e1", "stream.delta", 1, "{}"))
+    assert (hub.deliveries["unstored"], session.heard, session.lagging) == (0, {1: 0}, set())

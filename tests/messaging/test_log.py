@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+from unittest.mock import ANY
+
 import pytest
 from django.db import OperationalError, connection
 from django.test.utils import CaptureQueriesContext
 
-from messaging import message_table
+from messaging import accounts, message_table
 from messaging.appender import Appender
 from messaging.message_table import heads_after, message_mark, read_range
 from messaging.messages import Appended, Draft, Refused
 from messaging.models import Message
+from messaging.permissions import Standing
 from messaging.protocol.reasons import Reason
 from subscriptions import services
 from subscriptions.bindings import ChannelKey
 from subscriptions.models import AccessRule, Channel, Membership, MembershipChange
+from subscriptions.selectors import is_channel
 from tests.support.factories import make_group
 from tests.support.server import NETWORKED
 
@@ -153,6 +159,149 @@ def test_first_message_makes_a_person_channel_with_both(append):
     assert sorted(rows.values_list("uid", "joined_seq")) == [("alice", 0), ("bob", 0)]
     changes = MembershipChange.objects.filter(channel=outcome.message.channel)
     assert {(each.actor, each.reason) for each in changes} == {("alice", "first message")}
+
+
+def test_first_message_makes_an_agent_channel_with_both(append):
+    key = ChannelKey(11, "alice@bot")
+    assert append(draft(key=key, sender="eve")) == [Refused(Reason.NOT_ALLOW_SEND)]
+    assert not Channel.objects.exists()
+    first, answer = append(draft(key=key), draft(key=key, sender="bot"))
+    assert (first.message.seq, answer.message.seq) == (1, 2)
+    assert members(key) == ["alice", "bot"]
+
+
+def test_first_message_of_a_visitor_makes_his_channel_which_agents_join(append):
+    key = ChannelKey(10, "alice")
+    assert append(draft(key=key, sender="bob")) == [Refused(Reason.SUBSCRIBER_NOT_EXIST)]
+    assert isinstance(append(draft(key=key))[0], Appended)
+    assert members(key) == ["alice"]
+    assert append(draft(key=key, sender="bob")) == [Refused(Reason.SUBSCRIBER_NOT_EXIST)]
+    services.join(key, ["bob"], actor="test")
+    assert isinstance(append(draft(key=key, sender="bob"))[0], Appended)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(1, "bob@alice"), (11, "alice@bot"), (10, "alice")])
+def test_back_end_makes_the_channels_that_a_first_message_makes(append, kind, name):
+    key = ChannelKey(kind, name)
+    [outcome] = append(draft(key=key, trusted=True))
+    assert outcome.message.seq == 1
+    assert members(key) == sorted(name.split("@"))
+
+
+@pytest.mark.parametrize("kind", [2, 3, 6, 10])
+def test_back_end_makes_no_other_channel(append, kind):
+    refused = append(draft(key=ChannelKey(kind, "team"), trusted=True))
+    assert refused == [Refused(Reason.CHANNEL_NOT_EXIST)]
+    assert not Channel.objects.exists()
+
+
+@pytest.mark.parametrize("kind", [3, 6])
+def test_anybody_sends_where_it_is_open_and_nobody_where_there_is_nothing(append, kind):
+    key = ChannelKey(kind, "help")
+    assert append(draft(key=key)) == [Refused(Reason.CHANNEL_NOT_EXIST)]
+    services.save_channel(key, {"ban": True, "disband": True})
+    assert isinstance(append(draft(key=key))[0], Appended)
+    assert members(key) == []
+
+
+def members(key):
+    rows = Membership.objects.filter(is_channel(key, "channel__"))
+    return sorted(rows.values_list("uid", flat=True))
+
+
+# --- what the database says of a sender -----------------------------------------------------------
+
+
+PAIR = ChannelKey(1, "bob@alice")
+
+
+def rule(uid, allow, name="bob", kind=1):
+    AccessRule.objects.create(channel_id=name, channel_type=kind, uid=uid, allow=allow)
+
+
+def standing(key=PAIR, sender="alice"):
+    return message_table.standings({(key, sender): None})[key, sender]
+
+
+def test_each_fact_is_told_of_the_right_side():
+    """Nothing of bob's is said of alice, whose message it is, nor the other way round."""
+    assert standing() == standing(sender="bob") == Standing()
+    for make, fact in [
+        (lambda: services.save_channel(ChannelKey(1, "alice"), {"send_ban": True}),
+         "sender_banned"),
+        (lambda: services.save_channel(ChannelKey(1, "bob"), {"allow_stranger": True}),
+         "strangers"),
+        (lambda: rule("alice", False), "denied"),
+        (lambda: rule("alice", True), "allowed"),
+        (lambda: accounts.add(["alice"], actor="test"), "system"),
+        (lambda: accounts.add(["bob"], actor="test"), "peer_system"),
+    ]:  # fmt: skip
+        before, reversed_before = standing(), standing(sender="bob")
+        make()
+        assert standing() == replace(before, **{fact: True})
+        mirrored = {"system": "peer_system", "peer_system": "system"}
+        added = {mirrored[fact]: True} if fact in mirrored else {}
+        assert standing(sender="bob") == replace(reversed_before, **added)
+
+
+def test_channels_of_others_know_nothing_of_receivers():
+    services.save_channel(ChannelKey(1, "team"), {"allow_stranger": True})
+    accounts.add(["team"], actor="test")
+    rule("alice", True, name="team", kind=1)
+    assert standing(TEAM) == standing(ChannelKey(10, "team")) == Standing()
+
+
+def test_receivers_list_counts_only_where_the_setting_says_so(append, settings):
+    def answer():
+        outcome = append(draft(key=PAIR))[0]
+        return outcome.reason if isinstance(outcome, Refused) else Reason.SUCCESS
+
+    rule("carol", True)
+    assert answer() == Reason.SUCCESS
+    Membership.objects.all().delete()
+    services.join(PAIR, ["alice", "bob"], actor="test")  # the permit is over
+    settings.MESSAGING = {"PERSON_ALLOW_LISTS": True}
+    assert answer() == Reason.NOT_IN_WHITELIST
+    rule("alice", True)
+    assert answer() == Reason.SUCCESS
+    AccessRule.objects.all().delete()
+    assert answer() == Reason.NOT_IN_WHITELIST
+    services.save_channel(ChannelKey(1, "bob"), {"allow_stranger": True})
+    assert answer() == Reason.SUCCESS
+    services.save_channel(ChannelKey(1, "bob"), {"allow_stranger": False})
+    assert answer() == Reason.NOT_IN_WHITELIST
+    rule("alice", True)
+    rule("alice", False)
+    assert answer() == Reason.IN_BLACKLIST
+
+
+def test_list_of_a_person_counts_for_what_he_gets_not_for_what_he_sends(append):
+    append(draft(key=PAIR))
+    rule("alice", False)
+    assert append(draft(key=PAIR), draft(key=PAIR, sender="bob")) == [
+        Refused(Reason.IN_BLACKLIST), ANY,
+    ]  # fmt: skip
+    assert Message.objects.filter(sender="bob").exists()
+
+
+def test_system_account_sends_everywhere_until_its_permit_is_over(team, append, monkeypatch):
+    def send():
+        return append(draft(sender="notifier"))[0]
+
+    assert send() == Refused(Reason.SUBSCRIBER_NOT_EXIST)
+    accounts.add(["notifier"], actor="test")
+    assert isinstance(send(), Appended)
+    accounts.remove(["notifier"], actor="test")
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + Appender.PERMIT_SECONDS)
+    assert send() == Refused(Reason.SUBSCRIBER_NOT_EXIST)
+
+
+def test_everybody_sends_to_a_system_account(append):
+    rule("alice", False)
+    assert append(draft(key=PAIR)) == [Refused(Reason.IN_BLACKLIST)]
+    accounts.add(["bob"], actor="test")
+    assert isinstance(append(draft(key=PAIR))[0], Appended)
 
 
 @pytest.mark.django_db(transaction=True)

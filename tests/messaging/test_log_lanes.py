@@ -159,7 +159,7 @@ async def test_batch_that_is_split_in_the_slow_lane_appends_nothing_twice(log, m
 
 
 async def test_first_message_that_another_node_has_just_stored_is_a_repeat(log, monkeypatch):
-    create = appender._create_person_channel
+    create = appender._create_channel
     stored = []
 
     def elsewhere():
@@ -169,12 +169,12 @@ async def test_first_message_that_another_node_has_just_stored_is_a_repeat(log, 
     def create_late(each):
         if not stored and threading.current_thread().name.startswith("wukongim"):
             other_node = threading.Thread(target=elsewhere)
-            monkeypatch.setattr(appender, "_create_person_channel", create)
+            monkeypatch.setattr(appender, "_create_channel", create)
             other_node.start()
             other_node.join()
         return create(each)
 
-    monkeypatch.setattr(appender, "_create_person_channel", create_late)
+    monkeypatch.setattr(appender, "_create_channel", create_late)
     outcome = await answer(log.submit(draft("bob@alice", "hi", kind=1)))
     assert outcome == Appended(stored[0].message, repeated=True)
 

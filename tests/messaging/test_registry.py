@@ -457,6 +457,6 @@ def test_connects_and_bulk_closings_at_once_never_wait_for_each_other_in_a_circl
         at_once(
             lambda names=names: registry.close_sessions(dict.fromkeys(reversed(names), "gone")),
             lambda turn=turn: connect(other, f"m{turn}", device_level=1),
-            lambda: registry.kick_sessions("alice", 0, "by an operator"),
+            lambda: registry.kick_sessions("alice", [0], "by an operator"),
         )
         assert not [pk for pk in open_rows() if pk in names]

@@ -76,9 +76,8 @@ def test_nodes_group_is_a_name_that_a_layer_takes():
     assert GROUP_NAME.fullmatch(NODES_GROUP)
 
 
-def test_carried_types_are_those_with_members():
-    assert {1, 2, 3, 4, 5, 6, 9, 12} == CARRIED_TYPES
-    assert {7, 8, 10, 11} == set(ChannelType) - CARRIED_TYPES
+def test_carried_types_are_all_but_data_and_temp():
+    assert {7, 8} == set(ChannelType) - CARRIED_TYPES
 
 
 # --- person channels -----------------------------------------------------------------------------
@@ -116,6 +115,19 @@ def test_other_channels_are_called_alike_by_all(key, uid):
     assert stored_key(key.channel_type, key.channel_id, uid) == key
     assert not key.is_person
     assert key.pair == ()
+
+
+@given(uids, uids)
+def test_agent_channel_has_one_id_for_both_in_the_order_it_was_given(uid, agent):
+    key = stored_key(11, f"{uid}@{agent}", uid)
+    assert key == stored_key(11, f"{uid}@{agent}", agent) == ChannelKey(11, f"{uid}@{agent}")
+    assert key.pair == (uid, agent)
+    assert {key.seen_by(uid), key.seen_by(agent), key.seen_by("x")} == {key.channel_id}
+
+
+@pytest.mark.parametrize("kind", ChannelType)
+def test_only_person_and_agent_channels_are_of_two(kind):
+    assert ChannelKey(kind, "a@b").is_of_two == (kind in (1, 11))
 
 
 @given(uids)

@@ -173,6 +173,27 @@ def test_canonical_puts_the_two_uids_of_a_person_channel_in_order(db):
     assert services.canonical(KEY) == KEY
 
 
+@pytest.mark.parametrize("name", ["alice@bob", "bob@alice"])
+def test_agent_channel_keeps_the_order_of_its_name_and_takes_its_two(db, name):
+    key = ChannelKey(11, name)
+    assert services.canonical(key) == key
+    assert services.join(key, ["alice", "bob"], actor="test") == ["alice", "bob"]
+    with pytest.raises(InvalidUid, match="is between two people"):
+        services.join(key, ["mallory"], actor="test")
+
+
+@pytest.mark.parametrize("name", ["alice", "a@b@c", "@b", "a@", "a#@b", f"{'a' * 101}@b"])
+def test_agent_channel_is_named_by_both_uids(db, name):
+    with pytest.raises(InvalidChannel, match="the uid and the agent's uid with an @ between"):
+        services.save_channel(ChannelKey(11, name))
+
+
+@pytest.mark.parametrize("kind", [2, 3, 5, 10, 12])
+def test_no_other_channel_has_a_pair_for_a_name(db, kind):
+    with pytest.raises(InvalidChannel):
+        services.canonical(ChannelKey(kind, "a@b"))
+
+
 def test_person_channel_is_one_whatever_the_order_of_its_name(db):
     one, other = ChannelKey(1, "alice@bob"), ChannelKey(1, "bob@alice")
     assert services.join(one, ["alice"], actor="test") == ["alice"]

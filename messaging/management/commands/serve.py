@@ -16,6 +16,8 @@ from messaging.serving import addresses, listen, serve
 from messaging.workers import Workers
 from subscriptions.errors import TriggersMissing
 from subscriptions.triggers import install
+from webhooks.beside import Beside
+from webhooks.conf import conf as webhooks_conf
 
 NOT_STARTED = "The application did not start; the log above says why."
 
@@ -50,14 +52,23 @@ class Command(BaseCommand):
             "each other. They want PostgreSQL, too: SQLite serves them, but has one writer at a "
             "time, so that they send no faster than one.",
         )
+        parser.add_argument(
+            "--no-webhooks",
+            action="store_true",
+            help="Start no process that delivers to the endpoints of WUKONGIM_WEBHOOKS: somebody "
+            "else runs `manage.py deliver_webhooks`. Without endpoints none is started anyway.",
+        )
 
-    def handle(self, *, host: str, port: int, workers: int, **options: Any) -> None:
+    def handle(
+        self, *, host: str, port: int, workers: int, no_webhooks: bool = False, **options: Any
+    ) -> None:
         _require_secret_key()
         _require_reach(workers)
         _require_triggers()
         self._warn_of_neighbours()
         with listen(host, port) as listener:  # workers share a port, but with nobody else
             place, address = addresses(listener), listener.getsockname()[:2]
+            self._webhooks = Beside(wanted=bool(webhooks_conf().endpoints) and not no_webhooks)
             if workers == 1:
                 self._serve_here(listener, place)
         if workers > 1:
@@ -65,7 +76,9 @@ class Command(BaseCommand):
 
     def _serve_here(self, listener: socket.socket, place: str) -> None:
         try:
-            ended_well = serve(listener, lambda: self._say(place))
+            ended_well = serve(
+                listener, lambda: self._started(place), on_ended=self._webhooks.close
+            )
         except SystemExit as error:  # uvicorn's way to say so
             raise CommandError(NOT_STARTED) from error
         if not ended_well:
@@ -81,13 +94,17 @@ class Command(BaseCommand):
         if close_pool is not None:
             close_pool()  # each worker has its own
         workers = Workers(address, count)
-        ended_well = workers.run(lambda: self._say(place))
+        try:
+            ended_well = workers.run(lambda: self._started(place))
+        finally:
+            self._webhooks.close()
         if not workers.started:
             raise CommandError(NOT_STARTED)
         if not ended_well:
             raise CommandError("A worker did not end as it should; the log above says which.")
 
-    def _say(self, line: str) -> None:
+    def _started(self, line: str) -> None:
+        self._webhooks.start()
         self.stdout.write(line)
         self.stdout.flush()
 

@@ -11,6 +11,12 @@ from tests.support.server import API_TOKEN
 
 CLOSED = [
     ("post", "/user/token"),
+    ("post", "/user/device_quit"),
+    ("get", "/varz"),
+    ("get", "/varz/setting"),
+    ("get", "/connz"),
+    ("post", "/conn/kick"),
+    ("post", "/conn/remove"),
     ("post", "/channel"),
     ("post", "/channel/info"),
     ("post", "/channel/delete"),
@@ -91,6 +97,6 @@ def test_without_a_configured_token_everybody_is_refused(settings, given):
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("path", ["/health", "/readyz", "/route"])
+@pytest.mark.parametrize("path", ["/health", "/healthz", "/readyz", "/route"])
 def test_health_and_route_are_open(path):
     assert APIClient().get(path).status_code != 401

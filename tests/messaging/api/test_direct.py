@@ -389,6 +389,7 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     "client_msg_no": (["n1", "n2", "", None, "é\u2028"], NAMES),
     "expire": ([0, 60, None], NUMBERS),
     "subscribers": ([[], [""], None], [["alice"], "alice", [7]]),
+    "is_stream": ([0, 1, True, None], SWITCHES),
     "header": (
         [{}, None, *({"red_dot": each, "no_persist": 1} for each in (0, 1, True, None))],
         [[], "x", *({"sync_once": each} for each in SWITCHES)],

@@ -8,6 +8,7 @@ import pytest
 
 from messaging.conf import MessagingConf
 from messaging.consumers import FIRST_FRAME_BYTES, POSITION_BYTES
+from messaging.permissions import OPEN_TYPES
 from messaging.protocol import jsonrpc
 from messaging.protocol.close_codes import CloseCode
 from messaging.protocol.faults import Fault
@@ -64,7 +65,13 @@ def test_channel_type_table_is_the_codes():
 def served(kind: ChannelType) -> str:
     if kind not in CARRIED_TYPES:
         return "answers 23"
-    return f"as a {'person' if kind == ChannelType.PERSON else 'group'} channel"
+    if kind in OPEN_TYPES:
+        return "by anybody, if there is such a channel"
+    return {
+        ChannelType.PERSON: "as a person channel",
+        ChannelType.VISITORS: "by the visitor, whose uid is its id; by others as a group channel",
+        ChannelType.AGENT: "by the two whose uids are its id, `uid@agent`",
+    }.get(kind, "as a group channel")
 
 
 def test_reason_table_has_exactly_those_that_are_used():

@@ -1,0 +1,1 @@
+"""What WuKongIM's endpoints take and answer, for the OpenAPI description."""

@@ -1,0 +1,197 @@
+"""The admin of webhook events: what waits, what was delivered, what was given up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.templatetags.static import static
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.text import Truncator
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
+
+from webhooks import outbox
+from webhooks.conf import conf, iter_endpoints
+from webhooks.metrics import dead_letters, oldest_seconds
+from webhooks.models import WAITING, OutboxEvent
+
+PREVIEW = 4_000
+"""Characters of a body that its page shows."""
+
+ROWS_SHOWN = 20
+"""Events that the page names before they are sent again; the number says how many there are."""
+
+
+class StateFilter(admin.SimpleListFilter):
+    """What waits, was delivered, or given up."""
+
+    title = _("state")
+    parameter_name = "state"
+    states = {
+        "waiting": WAITING,
+        "dead": Q(dead_at__isnull=False),
+        "delivered": Q(delivered_at__isnull=False),
+    }
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        """The three of them."""
+        return [
+            ("waiting", _("waiting")),
+            ("dead", _("dead letters")),
+            ("delivered", _("delivered")),
+        ]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The events in the chosen state."""
+        chosen = self.states.get(self.value() or "")
+        return queryset if chosen is None else queryset.filter(chosen)
+
+
+class EndpointFilter(admin.SimpleListFilter):
+    """The endpoints that are configured."""
+
+    title = _("endpoint")
+    parameter_name = "endpoint"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[tuple[str, str]]:
+        """By their names."""
+        return list(iter_endpoints())
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The events of the one that is chosen."""
+        return queryset.filter(endpoint=self.value()) if self.value() else queryset
+
+
+@admin.register(OutboxEvent)
+class OutboxEventAdmin(admin.ModelAdmin):
+    """Read only, but for sending again what was delivered or given up."""
+
+    list_display = ["id", "recorded", "event", "where", "state", "attempts", "error"]
+    list_display_links = ["id", "event"]
+    list_filter = [StateFilter, EndpointFilter, "event"]
+    list_per_page = 50
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    search_fields = ["id__exact"]
+    search_help_text = _("The number of an event.")
+    ordering = ["-id"]
+    actions = ["send_again"]
+    fields = ["id", "event", "where", "state", "recorded", "attempts", "error", "preview"]
+    readonly_fields = ["id", "event", "where", "state", "recorded", "attempts", "error", "preview"]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Nobody adds."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody changes."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody deletes."""
+        return False
+
+    def has_send_again_permission(self, request: HttpRequest) -> bool:
+        """Whether this user may send again."""
+        return request.user.has_perm("wukongim_webhooks.send_again")
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        """The list, below how the queue stands."""
+        return super().changelist_view(request, {"standing": _standing(), **(extra_context or {})})
+
+    @admin.display(description=_("recorded"), ordering="created_at")
+    def recorded(self, row: OutboxEvent) -> str:
+        """To the second."""
+        return _time(row.created_at)
+
+    @admin.display(description=_("endpoint"), ordering="endpoint")
+    def where(self, row: OutboxEvent) -> str:
+        """Its name, without what may be secret."""
+        return dict(iter_endpoints()).get(row.endpoint) or gettext("no longer configured")
+
+    @admin.display(description=_("state"))
+    def state(self, row: OutboxEvent) -> SafeString:
+        """In a word, with the time of it."""
+        if row.delivered_at:
+            return _with_icon("yes", gettext("delivered %s") % _time(row.delivered_at))
+        if row.dead_at:
+            return _with_icon("no", gettext("given up %s") % _time(row.dead_at))
+        return _with_icon("alert" if row.attempts else "unknown", gettext("waiting"))
+
+    @admin.display(description=_("body"))
+    def preview(self, row: OutboxEvent) -> SafeString:
+        """As readable JSON."""
+        text = json.dumps(json.loads(row.body), ensure_ascii=False, indent=2)
+        return format_html(
+            '<pre style="white-space: pre-wrap; overflow-wrap: anywhere; margin: 0">{}</pre>',
+            Truncator(text.encode(errors="backslashreplace").decode()).chars(PREVIEW),
+        )
+
+    @admin.action(description=_("Send again"), permissions=["send_again"])
+    def send_again(
+        self, request: HttpRequest, queryset: QuerySet[OutboxEvent]
+    ) -> HttpResponse | None:
+        """Ask, then let the selected events wait again."""
+        ended = queryset.exclude(WAITING)
+        if request.POST.get("confirm") != "yes" and ended.exists():
+            return self._ask(request, ended)
+        count = outbox.send_again(queryset)
+        text = ngettext("%d event waits again.", "%d events wait again.", count) % count
+        self.message_user(request, text, messages.SUCCESS if count else messages.WARNING)
+        return None
+
+    def _ask(self, request: HttpRequest, ended: QuerySet[OutboxEvent]) -> HttpResponse:
+        count = ended.count()
+        across = request.POST.get("select_across") == "1"
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _("Send again"),
+            "opts": self.opts,
+            "question": ngettext("Send %d event again?", "Send %d events again?", count) % count,
+            "rows": ended[:ROWS_SHOWN],
+            "more": max(0, count - ROWS_SHOWN),
+            "checkbox": ACTION_CHECKBOX_NAME,
+            "selected": request.POST.getlist(ACTION_CHECKBOX_NAME)[: 1 if across else None],
+            "across": int(across),
+        }
+        template = "admin/wukongim_webhooks/outboxevent/confirm_send_again.html"
+        return TemplateResponse(request, template, context)
+
+
+def _standing() -> str:
+    """How the queue stands, in a sentence."""
+    if not conf().endpoints:
+        return gettext(
+            "No endpoint is configured, so nothing is recorded: set WUKONGIM_WEBHOOKS to be told "
+            "of messages, sessions and findings."
+        )
+    oldest, dead = oldest_seconds(), dead_letters()
+    parts = [
+        gettext("The oldest event has waited for %d s.") % oldest if oldest
+        else gettext("Nothing waits."),
+        ngettext("There is %d dead letter.", "There are %d dead letters.", dead) % dead if dead
+        else gettext("There are no dead letters."),
+    ]  # fmt: skip
+    return " ".join(parts)
+
+
+def _time(moment: datetime) -> str:
+    return f"{timezone.localtime(moment):%Y-%m-%d %H:%M:%S}"
+
+
+def _with_icon(name: str, text: str) -> SafeString:
+    """A text behind one of the admin's own icons, on one line."""
+    image = static(f"admin/img/icon-{name}.svg")
+    return format_html(
+        '<span style="white-space: nowrap"><img src="{}" alt=""> {}</span>', image, text
+    )
