@@ -44,7 +44,7 @@ class NamesBody(ListBody):
 class ListQuery(ListBody):
     """GET /channel/whitelist."""
 
-    channel_type = SeqField(longest=3)
+    channel_type = SeqField(longest=3)  # type: ignore[assignment] # the same, as a string
 
 
 class AccountsBody(Body):

@@ -9,7 +9,7 @@ from django.test import Client
 from django.utils import timezone
 
 from messaging import auth
-from messaging.models import Device, Message, Node, Session
+from messaging.models import Device, Message, Node, Session, SystemAccount
 from tests.support.admin_pages import admin_url, log_in_operator
 from tests.support.factories import make_group
 
@@ -231,3 +231,15 @@ def test_node_tells_how_it_is(admin, fields, words):
     for url in (admin_url(Node), admin_url(Node, "change", node.pk)):
         text = admin.get(url).content.decode()
         assert [word for word in words if word not in text] == []
+
+
+def test_system_account_is_added_and_deleted_but_not_changed(admin):
+    admin.post(admin_url(SystemAccount, "add"), {"uid": "a@b"})
+    assert not SystemAccount.objects.exists()
+    admin.post(admin_url(SystemAccount, "add"), {"uid": "notifier"})
+    account = SystemAccount.objects.get(uid="notifier")
+    answer = admin.post(admin_url(SystemAccount, "change", account.pk), {"uid": "other"})
+    assert answer.status_code == 403
+    assert SystemAccount.objects.get().uid == "notifier"
+    admin.post(admin_url(SystemAccount, "delete", account.pk), {"post": "yes"})
+    assert not SystemAccount.objects.exists()

@@ -123,9 +123,8 @@ def listener():
 
 @pytest.fixture
 def pair(listener):
-    settings = networked_settings(
-        WUKONGIM_WEBHOOK_URLS=listener.url, WUKONGIM_WEBHOOK_ALLOW_PRIVATE="127.0.0.0/8"
-    )
+    hooks = {"ENDPOINTS": [listener.url], "ALLOW_PRIVATE": ["127.0.0.0/8"]}
+    settings = networked_settings(WUKONGIM_WEBHOOKS=json.dumps(hooks))
     with ServerProcess(**settings) as first, ServerProcess(**settings) as second:
         yield first, second
 
@@ -205,6 +204,9 @@ async def test_a_day(pair, listener):
         # The listener dies; what happens meanwhile is told when it is back.
         listener.die()
         await cat.__aexit__()
+        await eventually(
+            lambda: late.post("/user/onlinestatus", ["cat"]) == [], "the server knows that cat left"
+        )
         await ann.say("team", GROUP, "while nobody listened")
         early.post("/message/send", {
             "header": {"sync_once": 1}, "channel_id": "team", "channel_type": 2,

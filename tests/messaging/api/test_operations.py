@@ -9,7 +9,7 @@ from datetime import timedelta
 from itertools import chain
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from rest_framework.test import APIClient
 
@@ -21,7 +21,7 @@ from messaging.protocol.reasons import Reason
 from subscriptions.clock import ago
 from tests.support.factories import in_thread, make_group
 from tests.support.peers import Peer
-from tests.support.together import at_once
+from tests.support.together import at_once, interleave
 
 OK = {"status": 200}
 APP, WEB, DESKTOP, SYSTEM = 0, 1, 2, 99
@@ -35,7 +35,8 @@ def node(db):
 def open_session(node, uid, flag=APP, **fields):
     """A live session's row; returns its id."""
     row = Session(id=uuid.uuid4().hex, uid=uid, device_flag=flag, node_id=node, **fields)
-    registry.open_session(row)
+    with transaction.atomic():
+        registry.open_session(row)
     return row.pk
 
 
@@ -115,6 +116,34 @@ def test_quit_twice_changes_nothing_more(api, node):
 def test_quit_of_nonsense_is_refused(api, body):
     answer = api.post("/user/device_quit", body)
     assert (answer.status_code, answer.json()["status"]) == (400, 400)
+
+
+def arrive(node):
+    """Connect with the token that is about to go; returns the admission's reason."""
+    row = Session(id=uuid.uuid4().hex, uid="alice", device_flag=WEB, node_id=node)
+    return auth.open_session(row, "t")[0].reason
+
+
+@pytest.mark.django_db(transaction=True)
+def test_connect_while_the_device_quits_is_refused(transactional_db):
+    node = registry.register_node()
+    auth.set_token("alice", "t", WEB, 0)
+    _, admitted = interleave(
+        lambda: auth.quit_devices("alice", (APP, WEB, DESKTOP)), lambda: arrive(node)
+    )
+    assert admitted == Reason.AUTH_FAIL
+    assert not Session.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_device_that_quits_while_somebody_connects_sends_them_away(transactional_db):
+    node = registry.register_node()
+    auth.set_token("alice", "t", WEB, 0)
+    admitted, _ = interleave(
+        lambda: arrive(node), lambda: auth.quit_devices("alice", (APP, WEB, DESKTOP))
+    )
+    assert admitted == Reason.SUCCESS
+    assert list(kicks().values()) == [auth.QUIT]
 
 
 @pytest.mark.django_db(transaction=True)
