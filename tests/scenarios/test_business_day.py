@@ -1,11 +1,10 @@
 """A day of a business server that was written for WuKongIM: it knows an address, calls the HTTP API
-as WuKongIM's documentation has it, and receives webhooks. Two server processes on one PostgreSQL and
-one Valkey; its users come with the SDK.
+as WuKongIM's documentation has it, and receives webhooks. Two server processes on one PostgreSQL
+and one Valkey; its users come with the SDK.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import threading
@@ -70,12 +69,13 @@ class Listener:
 
     def offline(self, text):
         """Who was said to be offline for a message."""
-        return {uid for event, body in self.calls
-                if event == "msg.offline" and text_of(body) == text for uid in body["to_uids"]}  # fmt: skip
+        bodies = [body for event, body in self.calls if event == "msg.offline"]
+        return {uid for body in bodies if text_of(body) == text for uid in body["to_uids"]}
 
     def statuses(self):
         """The strings of user.onlinestatus."""
-        return [each for event, body in self.calls if event == "user.onlinestatus" for each in body]
+        bodies = [body for event, body in self.calls if event == "user.onlinestatus"]
+        return [each for body in bodies for each in body]
 
 
 class BusinessServer:
@@ -237,8 +237,8 @@ async def test_a_day(pair, listener):
         early.post("/message/syncack",
                    {"uid": "cat", "last_message_seq": commands[-1]["message_seq"]})  # fmt: skip
         assert late.post("/message/sync", {"uid": "cat", "limit": 100}) == []
-        early.post("/conversations/setUnread",
-                   {"uid": "cat", "channel_id": "team", "channel_type": 2, "unread": 0})  # fmt: skip
+        read = {"uid": "cat", "channel_id": "team", "channel_type": 2, "unread": 0}
+        early.post("/conversations/setUnread", read)
         assert conversation_of(late, "cat", "team")["unread"] == 0
 
         # Evening: a device quits, and cannot come back with its old token.

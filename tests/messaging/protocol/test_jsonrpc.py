@@ -208,6 +208,13 @@ def test_recvack_names_its_message_as_text_or_number(message_id):
     assert packet == RecvAck(int(message_id), 0)
 
 
+def test_agent_channel_is_named_by_the_pair_alone():
+    (packet,) = decode(send(channelId="bob@helper", channelType=11))
+    assert packet.channel_id == "bob@helper"
+    with pytest.raises(ProtocolFault):
+        decode(send(channelId="helper", channelType=11))
+
+
 @pytest.mark.parametrize("channel_id", ["bob", "alice@bob", "u" * 100, "a" * 100 + "@" + "b" * 100])
 def test_person_channel_is_named_by_the_peer_or_the_pair(channel_id):
     (packet,) = decode(send(channelId=channel_id, channelType=1))
@@ -394,6 +401,7 @@ def names(longest: int, least: int = 0) -> st.SearchStrategy[str]:
 
 
 uids = names(100, 1).filter(lambda uid: not uid.isspace())
+kinds = st.integers(1, 12).filter(lambda kind: kind != 11)  # an agent's id has to be a pair
 headers = st.builds(Header, *[st.booleans()] * 5)
 settings_ = st.builds(Setting, *[st.booleans()] * 4)
 payloads = st.binary(min_size=1, max_size=200)
@@ -402,7 +410,7 @@ sends = st.builds(
     Send,
     request_id=names(100, 1),
     channel_id=uids,
-    channel_type=st.integers(1, 12),
+    channel_type=kinds,
     payload=payloads,
     client_msg_no=names(100),
     header=headers,
@@ -479,7 +487,7 @@ recvs = st.builds(
     message_seq=st.integers(0, (1 << 64) - 1),
     timestamp=st.integers(0, 1 << 40),
     channel_id=uids,
-    channel_type=st.integers(1, 12),
+    channel_type=kinds,
     from_uid=uids | st.just(""),
     payload=payloads | st.builds(lambda value: json.dumps(value).encode(),
                                  st.dictionaries(names(9), st.integers() | names(9))),
