@@ -429,7 +429,7 @@ connects = st.builds(
     version=st.integers(0, 255),
     positions=st.none()
     | st.lists(
-        st.builds(Position, uids, st.integers(1, 12), int64s),
+        st.builds(Position, uids, kinds, int64s),
         max_size=5,
         unique_by=lambda each: (each.channel_type, each.channel_id),
     ).map(tuple),
