@@ -51,7 +51,8 @@ def test_what_a_reader_keeps_is_in_one_row():
     assert kept == {
         ("Channel", "last_seq"),
         ("Membership", "joined_seq"), ("Membership", "read_seq"), ("Membership", "hidden_seq"),
-        ("MembershipChange", "seq"), ("Message", "seq"),
+        ("Membership", "command_seq"), ("Membership", "command_offered_seq"),
+        ("MembershipChange", "seq"), ("Message", "seq"), ("MessageEvent", "seq"),
         ("Finding", "from_seq"), ("Finding", "to_seq"),
     }  # fmt: skip
 

@@ -227,10 +227,12 @@ def test_metrics_are_shown_while_the_database_fails(monkeypatch):
         raise OperationalError("no database")
 
     monkeypatch.setattr(health, "open_by_kind", fail)
+    monkeypatch.setattr("messaging.api.metrics.oldest_seconds", fail)
     answer = APIClient(headers={"token": API_TOKEN}).get("/metrics")
     assert answer.status_code == 200
     assert b"wukongim_sessions " in answer.content
-    assert b"wukongim_findings_open{" not in answer.content  # unknown, and not 0
+    for unknown in (b"wukongim_findings_open{", b"wukongim_webhooks_oldest_seconds "):
+        assert unknown not in answer.content  # and not 0
 
 
 @pytest.mark.parametrize(
