@@ -20,7 +20,7 @@ from subscriptions import services
 from subscriptions.api.base import ACTOR, ApiView, JSONArrayBody, OpenView
 from subscriptions.api.exceptions import BadRequest, Unavailable
 from subscriptions.bindings import SYSTEM_UID, ChannelKey, ChannelType, person_channel_id
-from subscriptions.models import Channel, Membership
+from subscriptions.models import Channel
 from subscriptions.selectors import find_channel, is_channel
 
 
@@ -275,7 +275,7 @@ class MessageSync(ApiView):
         body = self.body(serializers.SyncBody)
         start, end = body["start_message_seq"], body["end_message_seq"]
         key, uid = body["key"], body["login_uid"]
-        channel = _channel_of_member(key, uid)
+        channel = history.find_readable(key, uid)
         wanted = history.span(start, end, body["pull_mode"])
         messages, more = history.read(channel, wanted, body["limit"])
         streams = events.event_meta(messages, full=body["event_summary_mode"] == "full")
@@ -290,14 +290,6 @@ class MessageSync(ApiView):
                 ],
             }
         )
-
-
-def _channel_of_member(key: ChannelKey | None, uid: str) -> int | None:
-    """The channel's pk if `uid` is a member of it now."""
-    if key is None:
-        return None
-    rows = Membership.objects.filter(is_channel(key, "channel__"), uid=uid)
-    return rows.values_list("channel_id", flat=True).first()
 
 
 class Health(OpenView):
