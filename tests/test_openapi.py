@@ -125,7 +125,7 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
-MOST = 50
+MOST = 25
 
 
 @cache
