@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 from django.db.models import Exists, OuterRef
 
 from messaging import registry
-from messaging.api.serializers import message_object
+from messaging.encoding import message_object
 from messaging.messages import StoredMessage
-from messaging.models import Message
 from subscriptions.bindings import SYSTEM_UID
 from subscriptions.models import Membership
 from subscriptions.selectors import pages
@@ -35,7 +34,7 @@ def announce_messages(messages: Sequence[StoredMessage]) -> None:
 
 def _object(message: StoredMessage) -> dict[str, Any]:
     """The message as its sender named the channel: of a person, the receiver."""
-    shown = message_object(cast("Message", message), message.key, message.sender)
+    shown = message_object(message, message.key, message.sender)
     shown["header"]["no_persist"] = int(message.seq == 0)
     return shown
 

@@ -13,7 +13,7 @@ from typing import Any
 from django.db import connection
 from django.db.models import F
 
-from messaging.conversations import wanted
+from messaging.message_table import wanted_rows
 from messaging.models import Message
 from subscriptions.bindings import ChannelKey
 from subscriptions.models import Channel, Membership
@@ -55,7 +55,7 @@ def _remember(uid: str, given: Iterable[Any]) -> None:
     highest = {each.membership: each.seq for each in given}
     offered = Membership.objects.filter(uid=uid, command_offered_seq__gt=F("command_seq"))
     offered.exclude(pk__in=highest).update(command_offered_seq=F("command_seq"))
-    table, values = wanted(("id", "seq"), list(highest.items()))
+    table, values = wanted_rows({"id": "bigint", "seq": "bigint"}, highest.items())
     with connection.cursor() as cursor:
         cursor.execute(
             f"{table} UPDATE {Membership._meta.db_table} AS m SET command_offered_seq = w.seq"  # noqa: S608 - marks and our own names

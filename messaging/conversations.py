@@ -15,7 +15,7 @@ from django.db import connection
 from django.db.models import F, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Greatest
 
-from messaging.message_table import locks_rows
+from messaging.message_table import locks_rows, wanted_rows
 from messaging.models import Message
 from subscriptions.bindings import SYSTEM_UID, ChannelKey, ChannelType, person_channel_id
 from subscriptions.models import Channel, Membership
@@ -79,6 +79,10 @@ class Unread:
 
     count: int
     read_to: int
+
+
+BOUND = {"channel_id": "bigint", "bound": "bigint"}
+"""A table of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +183,7 @@ def _numbers(
     """{channel pk: the number that a question has about it}, where there is one."""
     if not rows:
         return {}
-    table, params = wanted(columns, rows)
+    table, params = wanted_rows(dict.fromkeys(columns, "bigint"), rows)
     asked = question.format(chat=f"FROM {MESSAGES} x WHERE x.channel_id = w.channel_id")
     with connection.cursor() as cursor:
         cursor.execute(f"{table} SELECT w.channel_id, ({asked}) FROM wanted w", [*params, *values])  # noqa: S608 - marks and our own names
@@ -192,9 +196,7 @@ def recents(bounds: Iterable[Bound], count: int, oldest: bool = False) -> dict[i
     found: dict[int, list[Recent]] = {bound.channel: [] for bound in bounds}
     if not found or not count:
         return found
-    table, values = wanted(
-        ("channel_id", "bound"), [(bound.channel, bound.seq) for bound in bounds]
-    )
+    table, values = wanted_rows(BOUND, [(bound.channel, bound.seq) for bound in bounds])
     columns = ", ".join(RECENT.values())
     joined = _newest("w", "x.*", "w.bound", count, oldest=oldest)
     with connection.cursor() as cursor:
@@ -229,17 +231,6 @@ def _newest(
     return (
         f"{side} {MESSAGES} x ON NOT x.sync_once AND x.channel_id = {outer}.channel_id AND {limit}"
     )
-
-
-def wanted(columns: Sequence[str], rows: Sequence[Sequence[int]]) -> tuple[str, list[Any]]:
-    """A table expression `wanted` of these rows of numbers, at least one, and its parameters."""
-    head = f"WITH wanted ({', '.join(columns)}) AS"
-    if locks_rows():
-        arrays = ", ".join(["%s::bigint[]"] * len(columns))
-        columned = [list(column) for column in zip(*rows, strict=True)]
-        return f"{head} (SELECT * FROM unnest({arrays}))", columned  # noqa: S608 - marks only
-    marks = ", ".join([f"({_marks(columns)})"] * len(rows))
-    return f"{head} (VALUES {marks})", [number for row in rows for number in row]
 
 
 def _marks(values: Collection[Any]) -> str:

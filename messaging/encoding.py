@@ -1,12 +1,18 @@
-"""From stored messages to packets of the wire, and from packets to drafts."""
+"""From stored messages to packets of the wire and objects of the HTTP API, and from packets to
+drafts."""
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Mapping
+from typing import Any
+
 from messaging.frames import text_frame
-from messaging.messages import Draft, Said, StreamEvent
+from messaging.messages import Draft, Said, StoredMessage, StreamEvent
+from messaging.models import Message
 from messaging.protocol import jsonrpc
 from messaging.protocol.packets import Event, Header, Recv, Send, ServerPacket, Setting
-from subscriptions.bindings import SYSTEM_UID, stored_key
+from subscriptions.bindings import SYSTEM_UID, ChannelKey, stored_key
 
 
 def frame_of(packet: ServerPacket) -> bytes:
@@ -58,3 +64,36 @@ def draft_of(send: Send, uid: str, session: str) -> Draft:
         topic=send.topic,
         expire=send.expire,
     )
+
+
+def message_object(
+    message: Message | StoredMessage,
+    key: ChannelKey,
+    uid: str,
+    stream: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A stored message as the HTTP API and webhooks show it to `uid` (http-api §0): in a person
+    channel, under the peer's uid. `stream`: what it has besides if it is written bit by bit
+    (`events.event_meta`)."""
+    shown: dict[str, Any] = {
+        "header": {
+            "no_persist": 0,
+            "red_dot": int(message.red_dot),
+            "sync_once": int(message.sync_once),
+        },
+        "setting": message.setting,
+        "message_id": message.message_id,
+        "message_idstr": str(message.message_id),
+        "client_msg_no": message.client_msg_no,
+        "message_seq": message.seq,
+        "from_uid": "" if message.sender == SYSTEM_UID else message.sender,
+        "channel_id": key.seen_by(uid),
+        "channel_type": key.channel_type,
+        "topic": message.topic,
+        "expire": message.expire,
+        "timestamp": message.created_ms // 1000,
+        "payload": base64.b64encode(bytes(message.payload)).decode(),
+    }
+    if not message.topic:
+        del shown["topic"]
+    return {**shown, **(stream or {})}

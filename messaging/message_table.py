@@ -118,7 +118,8 @@ def find_stored(
             cursor.execute(f"SELECT {clock}")
             return [], int(cursor.fetchone()[0])
     columns = ", ".join(f"m.{name}" for name in COLUMNS)
-    wanted, values = _wanted({"channel": "bigint", "sender": "text", "number": "text"}, numbered)
+    named = {"channel": "bigint", "sender": "text", "number": "text"}
+    wanted, values = wanted_rows(named, numbered)
     with connection.cursor() as cursor:
         cursor.execute(
             f"{wanted} SELECT clock.ms, {columns} FROM (SELECT {clock} AS ms) AS clock"
@@ -133,7 +134,7 @@ def find_stored(
     return stored, int(rows[0][0])
 
 
-def _wanted(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> tuple[str, list[Any]]:
+def wanted_rows(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> tuple[str, list[Any]]:
     """A table expression `wanted` of these rows, at least one, and its parameters. `columns`: their
     names, with their types on PostgreSQL, which takes a list for each, whatever there is."""
     listed = list(rows)
@@ -154,7 +155,7 @@ def standings(asked: Mapping[Place, ChannelRow | None]) -> dict[Place, Standing]
     walk through a whole table."""
     if not asked:
         return {}
-    wanted, values = _wanted(
+    wanted, values = wanted_rows(
         {"number": "int", "channel": "bigint", "owner": "text", "kind": "int", "sender": "text"},
         (
             (number, row.pk if row else 0, key.seen_by(sender), key.channel_type, sender)
@@ -299,7 +300,7 @@ def seqs_kept(after: Mapping[int, int]) -> dict[int, tuple[int | None, int]]:
 
 def _seqs_kept(places: list[tuple[int, int]]) -> list[Any]:
     table = Message._meta.db_table
-    wanted, values = _wanted({"channel": "bigint", "above": "bigint"}, places)
+    wanted, values = wanted_rows({"channel": "bigint", "above": "bigint"}, places)
     with connection.cursor() as cursor:
         cursor.execute(
             f"{wanted} SELECT channel,"

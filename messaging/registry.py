@@ -112,7 +112,7 @@ def ensure_sessions(sessions: Iterable[Session]) -> None:
             rows, update_conflicts=True, unique_fields=["id"],
             update_fields=[*SAID, "closed_at", "closed_because"],
         )  # fmt: skip
-    online.announce(absent, True, live_sessions())
+    online.announce(absent, True, live_sessions)
 
 
 def _absent(sessions: list[Session]) -> list[online.Place]:
@@ -190,7 +190,7 @@ def stop_node(node: int) -> None:
     _end(Node.objects.filter(pk=node, stopped_at__isnull=True))
     closed = _close(_live_rows(node), "node stopped")
     heal(open_findings().filter(node_id=node), "node stopped")
-    online.announce(closed, False, live_sessions())
+    online.announce(closed, False, live_sessions)
 
 
 def sweep_dead_nodes(but: int) -> dict[int, int]:
@@ -211,7 +211,7 @@ def sweep_dead_nodes(but: int) -> dict[int, int]:
         for page in pages(dead):
             closed += _close(Session.objects.filter(pk__in=page), SWEPT)
         heal(_left_open(but), "node ended")
-        online.announce(closed, False, live_sessions())
+        online.announce(closed, False, live_sessions)
     return dict(Counter(dead.values()))
 
 
@@ -279,7 +279,7 @@ def close_dead_sessions(found: Iterable[Disagreement], because: str = "dead") ->
 
 
 def _close_and_say(rows: QuerySet[Session], because: str) -> None:
-    online.announce(_close(rows, because), False, live_sessions())
+    online.announce(_close(rows, because), False, live_sessions)
 
 
 def _close(rows: QuerySet[Session], because: str) -> list[online.Place]:
@@ -304,7 +304,7 @@ def open_session(session: Session, ring: Callable[[str], object] | None = None) 
     told = _displace_for(session)
     if told and ring is not None:
         transaction.on_commit(lambda: ring(session.uid))
-    online.announce([(session.pk, session.uid, session.device_flag)], True, live_sessions())
+    online.announce([(session.pk, session.uid, session.device_flag)], True, live_sessions)
     return session.opened_at  # as the database has it: its default comes back with the row
 
 

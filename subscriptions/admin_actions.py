@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
-from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from subscriptions import audits
-from subscriptions.admin_parts import PageAdmin, link, may_view
+from subscriptions.admin_parts import PageAdmin, ask, link, may_view
 from subscriptions.audit import Kind
 from subscriptions.audits import AuditOutcome
 from subscriptions.bindings import ChannelKey
@@ -25,8 +23,6 @@ from subscriptions.models import KIND_LABELS, Audit, Membership
 
 Scopes = list[dict[str, str]]
 MISSING = Kind.MISSING_GROUP_BINDING.value
-ROWS_SHOWN = 20
-"""Rows that the page names before a repair; the number says how many there are."""
 
 
 class BindingActions(PageAdmin):
@@ -85,22 +81,12 @@ class BindingActions(PageAdmin):
         return []
 
     def _ask(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse:
-        count = queryset.count()
-        across = request.POST.get("select_across") == "1"
-        context = {
-            **self.admin_site.each_context(request),
-            "title": _("Repair group bindings"),
-            "opts": self.opts,
-            "question": _question(self.opts, count),
-            "coverage": _coverage(self._scopes(request, queryset)),
-            "rows": queryset[:ROWS_SHOWN],
-            "more": max(0, count - ROWS_SHOWN),
-            "checkbox": ACTION_CHECKBOX_NAME,
-            "selected": request.POST.getlist(ACTION_CHECKBOX_NAME)[: 1 if across else None],
-            "across": int(across),
-        }
-        template = f"admin/{Membership._meta.app_label}/confirm_repair.html"
-        return TemplateResponse(request, template, context)
+        return ask(
+            self, request, queryset, f"admin/{Membership._meta.app_label}/confirm_repair.html",
+            title=_("Repair group bindings"), action="repair_group_bindings", button=_("Repair"),
+            question=_question(self.opts, queryset.count()),
+            coverage=_coverage(self._scopes(request, queryset)),
+        )  # fmt: skip
 
     def _audit(self, request: HttpRequest, queryset: QuerySet[Any], repair: bool) -> None:
         scopes, actor = self._scopes(request, queryset), request.user.get_username()

@@ -8,10 +8,12 @@ from typing import Any, cast
 
 from django.apps.registry import Apps
 from django.contrib import admin
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Page, Paginator
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
+from django.template.response import TemplateResponse
 from django.templatetags.static import static
 from django.utils import timezone
 from django.utils.html import format_html
@@ -24,6 +26,9 @@ from subscriptions.errors import InvalidChannel
 from subscriptions.models import Channel
 from subscriptions.selectors import is_channel
 from subscriptions.services import canonical
+
+ROWS_SHOWN = 20
+"""Rows that a page names before an action; the number says how many there are."""
 
 SECONDS_SHOWN = 120
 """Ages below this are told in seconds, above it in minutes and more, as Django tells them."""
@@ -161,6 +166,25 @@ def with_icon(name: str, text: Any) -> SafeString:
 def link(url: str, text: Any) -> SafeString:
     """A link."""
     return format_html('<a href="{}">{}</a>', url, text)
+
+
+def ask(
+    model_admin: admin.ModelAdmin, request: HttpRequest, rows: QuerySet[Any], template: str,
+    **context: Any,
+) -> TemplateResponse:  # fmt: skip
+    """The page (of `confirm.html`) that asks before an action on these of the selected rows.
+    `context`: title, question, action, button, and what the template itself wants."""
+    across = request.POST.get("select_across") == "1"
+    common = {
+        **model_admin.admin_site.each_context(request),
+        "opts": model_admin.opts,
+        "rows": rows[:ROWS_SHOWN],
+        "more": max(0, rows.count() - ROWS_SHOWN),
+        "checkbox": ACTION_CHECKBOX_NAME,
+        "selected": request.POST.getlist(ACTION_CHECKBOX_NAME)[: 1 if across else None],
+        "across": int(across),
+    }
+    return TemplateResponse(request, template, common | context)
 
 
 def may_view(request: HttpRequest, model: type[Model]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
@@ -16,6 +16,22 @@ Conf = TypeVar("Conf")
 
 OR_ZERO = {"zero": True}
 """Metadata of a number that may be 0. The others are periods, sizes and counts: above it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a text, or each of a list of texts that name nothing twice, has to be; in words that go
+    on "must be", or "must be a list of". What is secret, or may have a password in it, is not
+    quoted."""
+
+    wanted: str
+    is_right: Callable[[str], bool]
+    secret: bool = False
+
+    @property
+    def metadata(self) -> dict[str, Words]:
+        """That of a field of settings."""
+        return {"words": self}
 
 
 @cache
@@ -44,14 +60,16 @@ def problems(cls: type[Any], name: str) -> list[str]:
     """What is wrong with `settings.<name>`, one sentence each: unknown keys, types, numbers."""
     given = getattr(settings, name, {})
     if not isinstance(given, Mapping):
-        return [f"{name} must be a dict of settings, not {given!r}."]
+        return [f"{name} must be a dict of settings, not {type(given).__name__}."]
     known = {each.name.upper(): each for each in fields(cls)}
     unknown = sorted(str(key) for key in given if key not in known)
     sentences = [f"{name} has unknown keys: {', '.join(unknown)}."] if unknown else []
     types = get_type_hints(cls)
     for key, value in given.items():
         if key in known and (wanted := _refusal(known[key], types[key.lower()], value)):
-            sentences.append(f"{name}: {key} must be {wanted}, not {value!r}.")
+            words: Words | None = known[key].metadata.get("words")
+            found = "" if words and words.secret else f", not {value!r}"
+            sentences.append(f"{name}: {key} must be {wanted}{found}.")
     return sentences
 
 
@@ -59,12 +77,23 @@ def _refusal(each: Field[Any], wanted: Any, value: Any) -> str:
     """What the value should have been, in words; empty when it is that."""
     if wanted is bool:
         return "" if isinstance(value, bool) else "true or false"
-    if wanted is str:
-        return "" if isinstance(value, str) else "text"
     if wanted in (int, float):
         return _number_refusal(each, wanted, value)
-    is_words = isinstance(value, list | tuple) and all(isinstance(word, str) for word in value)
-    return "" if is_words else "a list of words"
+    words = each.metadata.get("words", ANY_WORDS)
+    if wanted is str:
+        return "" if isinstance(value, str) and words.is_right(value) else words.wanted
+    return _list_refusal(words, value)
+
+
+ANY_WORDS = Words("text", lambda text: True)
+
+
+def _list_refusal(words: Words, value: Any) -> str:
+    if not (isinstance(value, list | tuple) and all(isinstance(word, str) for word in value)):
+        return "a list of words"
+    if not all(map(words.is_right, value)):
+        return f"a list of {words.wanted}"
+    return "a list that names nothing twice" if len(set(value)) < len(value) else ""
 
 
 def _number_refusal(each: Field[Any], wanted: Any, value: Any) -> str:

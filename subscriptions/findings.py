@@ -23,8 +23,6 @@ from subscriptions.audit import Disagreement, condense
 from subscriptions.bindings import ChannelKey
 from subscriptions.models import Channel, Finding
 from subscriptions.selectors import in_scopes, pages
-from webhooks import outbox
-from webhooks.events import Event
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +46,7 @@ def record(
     with transaction.atomic():
         there = _channels_among(each.channel for each in seen)
         recorded = [_record(_placed(each, there), node, healed_by) for each in seen]
-        _tell(recorded)
+        signals.findings_written.send(Finding, recorded=recorded)
         transaction.on_commit(lambda: _announce(recorded))
     return [finding for finding, _ in recorded]
 
@@ -113,7 +111,7 @@ def heal(findings: Iterable[Finding], healed_by: str) -> int:
         return 0
     with transaction.atomic():
         healed = [finding for page in pages(pks) for finding in _heal(page, healed_by)]
-        _tell([(finding, False) for finding in healed])
+        signals.findings_written.send(Finding, recorded=[(each, False) for each in healed])
         transaction.on_commit(lambda: _announce((finding, False) for finding in healed))
     return len(healed)
 
@@ -162,39 +160,7 @@ def _is_among(finding: Finding, places: Iterable[tuple[str, str]]) -> bool:
     )
 
 
-def _tell(recorded: list[tuple[Finding, bool]]) -> None:
-    """Record for the webhooks what was opened and healed, in the transaction that did so."""
-    opened = [finding for finding, created in recorded if created]
-    healed = [finding for finding, _ in recorded if finding.healed_at]
-    for event, found in ((Event.FINDING_OPENED, opened), (Event.FINDING_HEALED, healed)):
-        if found and outbox.wants(event):
-            keys = _keys_of(found)
-            outbox.record_all(event, [_body(finding, keys) for finding in found])
-
-
-def _body(finding: Finding, keys: dict[int, ChannelKey]) -> dict[str, Any]:
-    """What a webhook says of a finding."""
-    key = keys.get(finding.channel_id or 0)
-    return {
-        "finding": finding.pk,
-        "kind": finding.kind,
-        "reason": finding.reason,
-        "channel_id": key.channel_id if key else "",
-        "channel_type": key.channel_type if key else 0,
-        "uid": finding.uid,
-        "session": finding.session_id,
-        "node": finding.node_id,
-        "memberships": finding.memberships,
-        "from_seq": finding.from_seq,
-        "to_seq": finding.to_seq,
-        "detail": finding.detail,
-        "first_seen": int(finding.first_seen.timestamp()),
-        "healed_at": int(finding.healed_at.timestamp()) if finding.healed_at else 0,
-        "healed_by": finding.healed_by,
-    }
-
-
-def _keys_of(findings: Iterable[Finding]) -> dict[int, ChannelKey]:
+def keys_of(findings: Iterable[Finding]) -> dict[int, ChannelKey]:
     """{row of a channel: its name} of those that findings are about."""
     channels = {finding.channel_id for finding in findings if finding.channel_id}
     rows = Channel.objects.filter(pk__in=channels)
@@ -206,7 +172,7 @@ def _keys_of(findings: Iterable[Finding]) -> dict[int, ChannelKey]:
 
 def _announce(recorded: Iterable[tuple[Finding, bool]]) -> None:
     recorded = list(recorded)
-    keys = _keys_of(finding for finding, _ in recorded)
+    keys = keys_of(finding for finding, _ in recorded)
     for finding, created in recorded:
         metrics.count_finding(finding.kind, created, finding.healed_by)
         if created:

@@ -54,4 +54,4 @@ def _join_pairs(rows: list[Channel], actor: str, reason: str) -> None:
     lines.update(actor=actor[:150], reason=reason[:200])
     for row in rows:
         counted = versions[row.pk]
-        services._announce_on_commit(row, list(counted), counted, True, actor, reason)
+        services.announce_on_commit(row, list(counted), counted, True, actor, reason)

@@ -166,7 +166,7 @@ def add(channel: Channel, uids: list[str], actor: str, reason: str) -> list[str]
     fresh: dict[str, int] = {}
     for page in pages(uids):
         fresh |= _add_page(channel, page, actor, reason)
-    _announce_on_commit(channel, uids, fresh, True, actor, reason)
+    announce_on_commit(channel, uids, fresh, True, actor, reason)
     return list(fresh)
 
 
@@ -204,7 +204,7 @@ def remove(channel: Channel, uids: list[str], actor: str, reason: str) -> list[s
         rows._raw_delete(rows.db)  # without reading each row for a signal of its own
         leaving = [uid for uid in page if uid in present]
         gone |= _name_changes(channel, before, leaving, False, actor, reason)
-    _announce_on_commit(channel, uids, gone, False, actor, reason)
+    announce_on_commit(channel, uids, gone, False, actor, reason)
     return list(gone)
 
 
@@ -250,10 +250,10 @@ def _announce_one(instance: Membership, joined: bool) -> None:
     if version is None:
         raise TriggersMissing
     changed = {instance.uid: version}
-    _announce_on_commit(instance.channel, [instance.uid], changed, joined, "", "")
+    announce_on_commit(instance.channel, [instance.uid], changed, joined, "", "")
 
 
-def _announce_on_commit(
+def announce_on_commit(
     channel: Channel, uids: Sequence[str], changed: dict[str, int], joined: bool, actor: str,
     reason: str,
 ) -> None:  # fmt: skip

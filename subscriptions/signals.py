@@ -1,4 +1,4 @@
-"""Signals for embedders, all sent after commit, in the process that made the change.
+"""Signals for embedders, all but one sent after commit, in the process that made the change.
 
 What another process or raw SQL did is not signalled here: the change log has all of it.
 """
@@ -17,6 +17,10 @@ membership_changed = Signal()
 
 audit_requested = Signal()
 """audit (Audit): somebody asks the nodes to look."""
+
+findings_written = Signal()
+"""recorded (list of (Finding, whether it was opened now)): findings that were opened, seen again or
+healed, in the transaction that did so. A receiver that fails fails it."""
 
 finding_opened = Signal()
 """finding (Finding)."""

@@ -8,11 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from django.contrib import admin, messages
-from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.template.response import TemplateResponse
-from django.templatetags.static import static
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -20,6 +17,7 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
+from subscriptions.admin_parts import PageAdmin, ReadOnly, ask, at, with_icon
 from webhooks import outbox
 from webhooks.conf import conf, iter_endpoints
 from webhooks.metrics import dead_letters, oldest_seconds
@@ -28,8 +26,7 @@ from webhooks.models import WAITING, OutboxEvent
 PREVIEW = 4_000
 """Characters of a body that its page shows."""
 
-ROWS_SHOWN = 20
-"""Events that the page names before they are sent again; the number says how many there are."""
+RECORDED = at("created_at", _("recorded"))
 
 
 class StateFilter(admin.SimpleListFilter):
@@ -73,33 +70,29 @@ class EndpointFilter(admin.SimpleListFilter):
 
 
 @admin.register(OutboxEvent)
-class OutboxEventAdmin(admin.ModelAdmin):
+class OutboxEventAdmin(ReadOnly, PageAdmin):
     """Read only, but for sending again what was delivered or given up."""
 
-    list_display = ["id", "recorded", "event", "where", "state", "attempts", "error"]
+    list_display = ["id", RECORDED, "event", "where", "state", "attempts", "error"]
     list_display_links = ["id", "event"]
     list_filter = [StateFilter, EndpointFilter, "event"]
-    list_per_page = 50
-    show_full_result_count = False
+    channel_lookup = None
     show_facets = admin.ShowFacets.NEVER
     search_fields = ["id__exact"]
     search_help_text = _("The number of an event.")
     ordering = ["-id"]
     actions = ["send_again"]
-    fields = ["id", "event", "where", "state", "recorded", "attempts", "error", "preview"]
-    readonly_fields = ["id", "event", "where", "state", "recorded", "attempts", "error", "preview"]
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Nobody adds."""
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody changes."""
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody deletes."""
-        return False
+    fields = ["id", "event", "where", "state", "created_at", "attempts", "error", "preview"]
+    readonly_fields = [
+        "id",
+        "event",
+        "where",
+        "state",
+        "created_at",
+        "attempts",
+        "error",
+        "preview",
+    ]
 
     def has_send_again_permission(self, request: HttpRequest) -> bool:
         """Whether this user may send again."""
@@ -108,11 +101,6 @@ class OutboxEventAdmin(admin.ModelAdmin):
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         """The list, below how the queue stands."""
         return super().changelist_view(request, {"standing": _standing(), **(extra_context or {})})
-
-    @admin.display(description=_("recorded"), ordering="created_at")
-    def recorded(self, row: OutboxEvent) -> str:
-        """To the second."""
-        return _time(row.created_at)
 
     @admin.display(description=_("endpoint"), ordering="endpoint")
     def where(self, row: OutboxEvent) -> str:
@@ -123,10 +111,10 @@ class OutboxEventAdmin(admin.ModelAdmin):
     def state(self, row: OutboxEvent) -> SafeString:
         """In a word, with the time of it."""
         if row.delivered_at:
-            return _with_icon("yes", gettext("delivered %s") % _time(row.delivered_at))
+            return with_icon("yes", gettext("delivered %s") % _time(row.delivered_at))
         if row.dead_at:
-            return _with_icon("no", gettext("given up %s") % _time(row.dead_at))
-        return _with_icon("alert" if row.attempts else "unknown", gettext("waiting"))
+            return with_icon("no", gettext("given up %s") % _time(row.dead_at))
+        return with_icon("alert" if row.attempts else "unknown", gettext("waiting"))
 
     @admin.display(description=_("body"))
     def preview(self, row: OutboxEvent) -> SafeString:
@@ -152,20 +140,11 @@ class OutboxEventAdmin(admin.ModelAdmin):
 
     def _ask(self, request: HttpRequest, ended: QuerySet[OutboxEvent]) -> HttpResponse:
         count = ended.count()
-        across = request.POST.get("select_across") == "1"
-        context = {
-            **self.admin_site.each_context(request),
-            "title": _("Send again"),
-            "opts": self.opts,
-            "question": ngettext("Send %d event again?", "Send %d events again?", count) % count,
-            "rows": ended[:ROWS_SHOWN],
-            "more": max(0, count - ROWS_SHOWN),
-            "checkbox": ACTION_CHECKBOX_NAME,
-            "selected": request.POST.getlist(ACTION_CHECKBOX_NAME)[: 1 if across else None],
-            "across": int(across),
-        }
-        template = "admin/wukongim_webhooks/outboxevent/confirm_send_again.html"
-        return TemplateResponse(request, template, context)
+        return ask(
+            self, request, ended, "admin/wukongim_webhooks/outboxevent/confirm_send_again.html",
+            title=_("Send again"), action="send_again", button=_("Send again"),
+            question=ngettext("Send %d event again?", "Send %d events again?", count) % count,
+        )  # fmt: skip
 
 
 def _standing() -> str:
@@ -187,11 +166,3 @@ def _standing() -> str:
 
 def _time(moment: datetime) -> str:
     return f"{timezone.localtime(moment):%Y-%m-%d %H:%M:%S}"
-
-
-def _with_icon(name: str, text: str) -> SafeString:
-    """A text behind one of the admin's own icons, on one line."""
-    image = static(f"admin/img/icon-{name}.svg")
-    return format_html(
-        '<span style="white-space: nowrap"><img src="{}" alt=""> {}</span>', image, text
-    )

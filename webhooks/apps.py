@@ -16,4 +16,7 @@ class WebhooksConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from webhooks import checks  # noqa: F401 - checks register themselves
+        from subscriptions.signals import findings_written
+        from webhooks import checks, findings  # noqa: F401 - checks register themselves
+
+        findings_written.connect(findings.tell)

@@ -6,7 +6,8 @@ from typing import Any
 
 from django.core.checks import CheckMessage, Error, Tags, register
 
-from webhooks.conf import problems
+from subscriptions.conf import problems
+from webhooks.conf import WebhooksConf
 
 HINT = (
     'docs/reference/settings.md has the keys there are; see docs/reference/checks.md, section "'
@@ -17,4 +18,5 @@ HINT = (
 @register(Tags.compatibility)
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
     """A misspelt key of WEBHOOKS would be ignored in silence; it is an error instead."""
-    return [Error(text, hint=HINT, id="webhooks.E001") for text in problems()]
+    wrong = problems(WebhooksConf, "WEBHOOKS")
+    return [Error(text, hint=HINT, id="webhooks.E001") for text in wrong]

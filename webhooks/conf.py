@@ -6,17 +6,11 @@ import base64
 import binascii
 import hashlib
 import ipaddress
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
-from functools import cache
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from django.conf import settings
-from django.core.exceptions import ImproperlyConfigured
-from django.core.signals import setting_changed
-
+from subscriptions.conf import Words, read
 from webhooks.events import Event
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 - how a secret begins, as Standard Webhooks has it
@@ -24,20 +18,52 @@ SHORTEST_SECRET, LONGEST_SECRET = 24, 64
 """Bytes of a secret, of the same standard."""
 
 
+def _is_secret(text: str) -> bool:
+    if not text:
+        return True
+    try:
+        key = base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    return text.startswith(SECRET_PREFIX) and SHORTEST_SECRET <= len(key) <= LONGEST_SECRET
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
+
+
+ENDPOINTS = Words("URLs that begin with http:// or https://", _is_url, secret=True)
+SECRET = Words("whsec_ and the base64 of 24 to 64 bytes", _is_secret, secret=True)
+FOCUS_EVENTS = Words(f"events among {', '.join(Event)}", lambda text: text in list(Event))
+ALLOW_PRIVATE = Words("networks such as 10.0.0.0/8", _is_network)
+
+
 @dataclass(frozen=True, slots=True)
 class WebhooksConf:
     """Every setting of this app, with the reason for its default."""
 
-    endpoints: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = field(default=(), metadata=ENDPOINTS.metadata)
     """URLs that are told. None: nothing is recorded, and nothing is asked of the database."""
 
-    secret: str = ""
+    secret: str = field(default="", metadata=SECRET.metadata)
     """What requests are signed with (`whsec_` and base64). Empty: they are not, as WuKongIM's."""
 
-    focus_events: tuple[str, ...] = ()
+    focus_events: tuple[str, ...] = field(default=(), metadata=FOCUS_EVENTS.metadata)
     """The events that are told; empty means all of them."""
 
-    allow_private: tuple[str, ...] = ()
+    allow_private: tuple[str, ...] = field(default=(), metadata=ALLOW_PRIVATE.metadata)
     """Networks (10.0.0.0/8) that may be addressed though they are not of the public internet."""
 
     timeout_seconds: float = 10.0
@@ -71,100 +97,7 @@ class WebhooksConf:
 
 def conf() -> WebhooksConf:
     """The settings in force. Raises ImproperlyConfigured with everything that is wrong."""
-    return _read()
-
-
-@cache
-def _read() -> WebhooksConf:
-    wrong = problems()
-    if wrong:
-        raise ImproperlyConfigured(" ".join(wrong))
-    given = getattr(settings, "WEBHOOKS", {})
-    return WebhooksConf(**{name.lower(): _typed(name, value) for name, value in given.items()})
-
-
-def _typed(name: str, value: Any) -> Any:
-    if isinstance(DEFAULTS[name], float):
-        return float(value)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def forget(**kwargs: Any) -> None:
-    """`setting_changed`: read anew. Only tests change settings while a process runs."""
-    _read.cache_clear()
-
-
-setting_changed.connect(forget)
-
-DEFAULTS = {each.name.upper(): each.default for each in fields(WebhooksConf)}
-
-
-def problems() -> list[str]:
-    """What is wrong with `settings.WEBHOOKS`, one sentence each. Never quotes a secret."""
-    given = getattr(settings, "WEBHOOKS", {})
-    if not isinstance(given, Mapping):
-        return ["WEBHOOKS must be a dict of settings."]
-    unknown = sorted(str(name) for name in given if name not in DEFAULTS)
-    sentences = [f"WEBHOOKS has unknown keys: {', '.join(unknown)}."] if unknown else []
-    for name, value in given.items():
-        if name in DEFAULTS and (wanted := _refusal(name, value)):
-            sentences.append(f"WEBHOOKS: {name} must be {wanted}.")
-    return sentences
-
-
-def _refusal(name: str, value: Any) -> str:
-    """What the value should have been, in words; empty when it is that."""
-    default = DEFAULTS[name]
-    if isinstance(default, int | float):
-        return _number_refusal(type(default), value)
-    if isinstance(default, str):
-        is_secret = isinstance(value, str) and (value == "" or _is_secret(value))
-        return "" if is_secret else "whsec_ and the base64 of 24 to 64 bytes"
-    if not (isinstance(value, list | tuple) and all(isinstance(word, str) for word in value)):
-        return "a list of words"
-    is_right, wanted = CONTENTS[name]
-    wrong = [word for word in value if not is_right(word)]
-    if not wrong and len(set(value)) < len(value):
-        return "a list that names nothing twice"
-    return f"a list of {wanted}" if wrong else ""
-
-
-def _number_refusal(kind: type, value: Any) -> str:
-    kinds = int if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
-        return "a whole number" if kind is int else "a number"
-    return "" if value > 0 else "above 0"
-
-
-def _is_secret(text: str) -> bool:
-    try:
-        key = base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
-    except (binascii.Error, ValueError):
-        return False
-    return text.startswith(SECRET_PREFIX) and SHORTEST_SECRET <= len(key) <= LONGEST_SECRET
-
-
-def _is_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-
-
-def _is_network(text: str) -> bool:
-    try:
-        ipaddress.ip_network(text)
-    except ValueError:
-        return False
-    return True
-
-
-CONTENTS: dict[str, tuple[Callable[[str], bool], str]] = {
-    "ENDPOINTS": (_is_url, "URLs that begin with http:// or https://"),
-    "FOCUS_EVENTS": (lambda text: text in list(Event), f"events among {', '.join(Event)}"),
-    "ALLOW_PRIVATE": (_is_network, "networks such as 10.0.0.0/8"),
-}
+    return read(WebhooksConf, "WEBHOOKS")
 
 
 def endpoint_key(url: str) -> str:

@@ -6,11 +6,11 @@ import os
 import socket
 import time
 import uuid
-from datetime import timedelta
 
-from django.db.models import DateTimeField, ExpressionWrapper, Q, Value
+from django.db.models import Q
 from django.db.models.functions import Now
 
+from subscriptions.clock import ahead
 from webhooks.conf import conf
 from webhooks.models import Lease
 
@@ -42,10 +42,7 @@ class Hold:
 
     def _write(self) -> bool:
         free = Q(owner=self._me) | Q(until__lte=Now())
-        seconds = conf().timeout_seconds + MARGIN
-        until = ExpressionWrapper(
-            Now() + Value(timedelta(seconds=seconds)), output_field=DateTimeField()
-        )
+        until = ahead(conf().timeout_seconds + MARGIN)
         rows = Lease.objects.filter(free, endpoint=self._endpoint)
         if rows.update(owner=self._me, until=until):
             return True

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from datetime import timedelta
 from typing import Any
 
 from django.db import connection
-from django.db.models import DateTimeField, ExpressionWrapper, F, QuerySet, Value
+from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 
+from subscriptions.clock import ago
 from webhooks.conf import conf, endpoint_key
 from webhooks.events import BATCHED, Event
 from webhooks.models import WAITING, OutboxEvent
@@ -127,9 +127,9 @@ def purge() -> int:
     """Remove what was kept for long enough: a number of rows at most. Returns how many."""
     settings, everything = conf(), OutboxEvent.objects.all()
     configured = [endpoint_key(url) for url in settings.endpoints]
-    dead = _ago(settings.dead_retention_seconds)
+    dead = ago(settings.dead_retention_seconds)
     old = [
-        everything.filter(delivered_at__lt=_ago(settings.retention_seconds)),
+        everything.filter(delivered_at__lt=ago(settings.retention_seconds)),
         everything.filter(dead_at__lt=dead),
         everything.filter(WAITING, created_at__lt=dead).exclude(endpoint__in=configured),
     ]
@@ -141,9 +141,3 @@ def _remove(rows: QuerySet[OutboxEvent]) -> int:
     if not pks:
         return 0
     return OutboxEvent.objects.filter(pk__in=pks).delete()[0]
-
-
-def _ago(seconds: float) -> ExpressionWrapper[Any]:
-    """The database's time so many seconds ago."""
-    then = Now() - Value(timedelta(seconds=seconds))
-    return ExpressionWrapper(then, output_field=DateTimeField())

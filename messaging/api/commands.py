@@ -6,7 +6,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from messaging import commands
-from messaging.api.serializers import message_object
+from messaging.encoding import message_object
 from subscriptions.api.base import ApiView
 from subscriptions.api.serializers import LARGEST, Body, UidField, WholeField
 

@@ -167,7 +167,7 @@ class QuickJSON(JSONRenderer):
 
 
 class Shown(msgspec.Struct, gc=False):
-    """A message object (§0). It is `serializers.message_object` for many: that makes each of them
+    """A message object (§0). It is `encoding.message_object` for many: that makes each of them
     in ten times the time."""
 
     header: msgspec.Raw

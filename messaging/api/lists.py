@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -32,13 +31,7 @@ class SetBody(ListBody):
 class NamesBody(ListBody):
     """The uids that are put on a list or taken off it."""
 
-    uids = UidsField()
-
-    def validate_uids(self, uids: list[str]) -> list[str]:
-        """At least one uid that is not blank."""
-        if not uids:
-            raise serializers.ValidationError("must name at least one uid.")
-        return uids
+    uids = UidsField(needed=True)
 
 
 class ListQuery(ListBody):

@@ -23,6 +23,7 @@ from messaging.api.serializers import ChoiceField, OnlineBody
 from messaging.conf import conf
 from messaging.metrics import REGISTRY
 from messaging.models import Session
+from messaging.online import ID_DIGITS, connection_number
 from subscriptions.api.base import ApiView, JSONArrayBody, OpenView
 from subscriptions.api.exceptions import BadRequest
 from subscriptions.api.serializers import Body, SeqField, TextField, UidField, WholeField
@@ -36,10 +37,6 @@ ALL_FLAGS = -1
 DEVICES = {APP: "App", WEB: "Web", DESKTOP: "PC", 99: "System"}
 LEVELS = {0: "slave", registry.MASTER: "master"}
 
-ID_DIGITS = 13
-"""Hexadecimal digits of a session's id that make the number of its connection: 52 bits, which
-JavaScript holds exactly. Two of a million sessions have the same by a chance of 1 in 9,000, and
-they would have to be of one uid to be mistaken for each other."""
 LARGEST_ID = 16**ID_DIGITS - 1
 
 CONNECTIONS, MOST_CONNECTIONS = 20, 1_000
@@ -210,7 +207,7 @@ def _connection(row: Any) -> dict[str, Any]:
     idle = timedelta(seconds=time.monotonic() - member.heard_at) if member else None
     client = member.scope.get("client") if member else None
     return {
-        "id": int(row.pk[:ID_DIGITS], 16),
+        "id": connection_number(row.pk),
         "uid": row.uid,
         "ip": row.address,
         "port": client[1] if client else 0,

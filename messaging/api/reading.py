@@ -13,7 +13,8 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from messaging.api import history
-from messaging.api.serializers import key_seen_by, message_object
+from messaging.api.serializers import key_seen_by
+from messaging.encoding import message_object
 from messaging.models import Message
 from subscriptions.api.base import ApiView
 from subscriptions.api.serializers import Body, SeqField, TextField, UidField, WholeField

@@ -7,14 +7,14 @@ import binascii
 import json
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rest_framework import serializers
 
 from messaging import events
 from messaging.conf import conf
-from messaging.models import Message, MessageEvent
+from messaging.models import MessageEvent
 from messaging.protocol.jsonrpc import DEPTH, TOKEN_LENGTH, is_deep
 from subscriptions.api.serializers import (
     Body,
@@ -178,13 +178,7 @@ class RemoveBody(KeyBody):
     """POST /channel/subscriber_remove."""
 
     person_refused = True
-    subscribers = UidsField()
-
-    def validate_subscribers(self, uids: list[str]) -> list[str]:
-        """At least one uid that is not blank."""
-        if not uids:
-            raise serializers.ValidationError("must name at least one uid.")
-        return uids
+    subscribers = UidsField(needed=True)
 
 
 class AddBody(RemoveBody):
@@ -336,15 +330,9 @@ class SendBatchBody(Body):
 
     header = HeaderBody(required=False)
     from_uid = UidField()
-    subscribers = RecipientsField()
+    subscribers = RecipientsField(needed=True)
     payload = PayloadField()
     client_msg_no = TextField(required=False, blank=True, default="", longest=100)
-
-    def validate_subscribers(self, uids: list[str]) -> list[str]:
-        """At least one uid that is not blank."""
-        if not uids:
-            raise serializers.ValidationError("must name at least one uid.")
-        return uids
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         """Fill in the client's number, and what only `SendBody` has."""
@@ -488,32 +476,3 @@ class SyncBody(Body):
             key = None
         attrs["key"] = key
         return attrs
-
-
-def message_object(
-    message: Message, key: ChannelKey, uid: str, stream: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """A stored message as `uid` is shown it (§0): in a person channel, under the peer's uid.
-    `stream`: what it has besides if it is written bit by bit (`events.event_meta`)."""
-    shown: dict[str, Any] = {
-        "header": {
-            "no_persist": 0,
-            "red_dot": int(message.red_dot),
-            "sync_once": int(message.sync_once),
-        },
-        "setting": message.setting,
-        "message_id": message.message_id,
-        "message_idstr": str(message.message_id),
-        "client_msg_no": message.client_msg_no,
-        "message_seq": message.seq,
-        "from_uid": "" if message.sender == SYSTEM_UID else message.sender,
-        "channel_id": key.seen_by(uid),
-        "channel_type": key.channel_type,
-        "topic": message.topic,
-        "expire": message.expire,
-        "timestamp": message.created_ms // 1000,
-        "payload": base64.b64encode(bytes(message.payload)).decode(),
-    }
-    if not message.topic:
-        del shown["topic"]
-    return {**shown, **(stream or {})}

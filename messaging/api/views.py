@@ -13,6 +13,7 @@ from rest_framework.response import Response
 
 from messaging import auth, events, node, registry, sending
 from messaging.api import history, serializers
+from messaging.encoding import message_object
 from messaging.messages import Appended, Draft, Outcome, Refused, StoredMessage
 from messaging.permissions import makes_channel
 from messaging.protocol.reasons import Reason
@@ -285,8 +286,7 @@ class MessageSync(ApiView):
                 "end_message_seq": end,
                 "more": int(more),
                 "messages": [
-                    serializers.message_object(each, key, uid, streams.get(each.pk))
-                    for each in messages
+                    message_object(each, key, uid, streams.get(each.pk)) for each in messages
                 ],
             }
         )

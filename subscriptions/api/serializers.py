@@ -70,16 +70,26 @@ class UidField(TextField):
 class UidsField(TextField):
     """A list of uids without blanks and repeats, in order (`services.clean_uids`)."""
 
-    default_error_messages = {"list": "must be a list of strings."}
+    default_error_messages = {
+        "list": "must be a list of strings.",
+        "none": "must name at least one uid.",
+    }
+
+    def __init__(self, *, needed: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.needed = needed
 
     def to_internal_value(self, data: Any) -> Any:
-        """The cleaned list; empty when all were blank."""
+        """The cleaned list; empty when all were blank, unless one is `needed`."""
         if not isinstance(data, list) or not all(isinstance(uid, str) for uid in data):
             self.fail("list")
         try:
-            return clean_uids(data)
+            uids = clean_uids(data)
         except InvalidUid as error:
             raise serializers.ValidationError(str(error)) from error
+        if self.needed and not uids:
+            self.fail("none")
+        return uids
 
 
 class WholeField(serializers.Field):

@@ -26,7 +26,7 @@ WRONG = [
     ({"AUDIT_PATIENCE": -1}, "SUBSCRIPTIONS: AUDIT_PATIENCE must be above 0, not -1."),
     ({"AUDIT_PATIENCE": float("nan")}, "SUBSCRIPTIONS: AUDIT_PATIENCE must be a number, not nan."),
     ({"AUDIT_PATIENCE": None}, "SUBSCRIPTIONS: AUDIT_PATIENCE must be a number, not None."),
-    (["PAGE_SIZE"], "SUBSCRIPTIONS must be a dict of settings, not ['PAGE_SIZE']."),
+    (["PAGE_SIZE"], "SUBSCRIPTIONS must be a dict of settings, not list."),
 ]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
+from subscriptions.conf import problems
 from webhooks.checks import check_settings
-from webhooks.conf import WebhooksConf, conf, endpoint_key, endpoint_name, problems
+from webhooks.conf import WebhooksConf, conf, endpoint_key, endpoint_name
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ from webhooks.conf import WebhooksConf, conf, endpoint_key, endpoint_name, probl
 )
 def test_wrong_value_is_told_in_words(settings, name, value, wanted):
     settings.WEBHOOKS = {name: value}
-    [sentence] = problems()
+    [sentence] = problems(WebhooksConf, "WEBHOOKS")
     assert sentence.startswith(f"WEBHOOKS: {name} must be ")
     assert wanted in sentence
     if name == "SECRET":
@@ -48,7 +49,7 @@ def test_misspelt_key_is_a_check_error(settings):
 def test_project_without_the_setting_has_the_defaults(settings):
     del settings.WEBHOOKS
     assert conf() == WebhooksConf()
-    assert problems() == []
+    assert problems(WebhooksConf, "WEBHOOKS") == []
 
 
 def test_name_of_an_endpoint_shows_no_secret():
