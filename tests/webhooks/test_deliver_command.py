@@ -206,10 +206,13 @@ async def test_workers_have_one_deliverer_and_count_for_themselves(receiver, ser
     send(server, "hi")
     await eventually(lambda: len(receiver.taken) >= 2, "message and offline", 30)
     assert receiver.most == 1
-    metrics = server.client.get("/metrics").text
-    assert "\nwukongim_nodes 2.0" in metrics
-    assert "\nwukongim_node_ready 1.0" in metrics
+    await eventually(lambda: "\nwukongim_nodes 2.0" in metrics(server), "two workers count", 30)
+    assert "\nwukongim_node_ready 1.0" in metrics(server)
     assert server.stop() == 0
+
+
+def metrics(server):
+    return server.client.get("/metrics").text
 
 
 def _with_workers(self):
