@@ -104,7 +104,14 @@ async def test_log_that_stops_refuses_what_it_cannot_append_in_time(log):
         assert await answer(stuck) == Refused(Reason.SYSTEM_ERROR)
 
 
-async def test_batch_whose_connection_was_killed_is_appended_once(log):
+@pytest.fixture
+def killed_too(transactional_db):
+    """The test's own connection goes with all others: another is opened after it."""
+    yield
+    connections["default"].close()
+
+
+async def test_batch_whose_connection_was_killed_is_appended_once(log, killed_too):
     await answer(log.submit(draft("free", "0")))
     futures = []
     with held_by_another("SELECT 1") as holder:
