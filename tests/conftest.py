@@ -54,6 +54,7 @@ collect_ignore_glob = (
         "messaging/test_redis_layer.py",
         "messaging/test_schedules.py",
         "scenarios/test_big_channel.py",
+        "scenarios/test_business_day.py",
         "scenarios/test_cold_node.py",
         "scenarios/test_contention.py",
         "scenarios/test_faults.py",

@@ -1,7 +1,8 @@
-"""A hundred thousand people join a channel while it is in use."""
+"""Tens of thousands of people join a channel while it is in use."""
 
 from __future__ import annotations
 
+import os
 import time
 
 import httpx
@@ -12,9 +13,9 @@ from tests.support.peers import Peer
 from tests.support.server import API_TOKEN
 from tests.support.traffic import traffic, until_clean
 
-MEMBERS, PAGE = 100_000, 10_000
-JOINED_WITHIN = 60.0
-"""Seconds for all of them, on a machine that does other things as well."""
+MEMBERS, PAGE = int(os.environ.get("MEMBERS", "30000")), 10_000
+JOINED_WITHIN = 60.0 * MEMBERS / 100_000
+"""Seconds for all of them, on a machine that does other things as well: a minute for 100,000."""
 
 EVERY = 0.05
 ANSWERED_WITHIN = 10.0
@@ -35,7 +36,7 @@ def servers():
         yield nodes
 
 
-async def test_hundred_thousand_join_a_channel_in_use(servers):
+async def test_pages_of_people_join_a_channel_in_use(servers):
     first, second = servers
     for uid in ("ann", "bea"):
         first.make_user(uid)

@@ -96,6 +96,7 @@ def price(client: Client, url: str) -> int:
     return len(statements)
 
 
+@pytest.mark.timeout(300)  # 20 s alone; several times that beside what fills another database
 def test_every_page_takes_the_same_statements_however_many_rows_there_are():
     operator = User.objects.create_superuser("operator")
     ContentType.objects.get_for_models(*apps.get_models())  # asked for once in a process's life
