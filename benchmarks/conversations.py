@@ -54,8 +54,9 @@ ROWS = """
     INSERT INTO wukongim_messaging_message
         (channel_id, seq, version, message_id, client_msg_no, sender, origin, payload, red_dot,
          sync_once, setting, topic, expire, created_ms)
-    SELECT id, seq, 1, seq * 100000 + id, 'no-' || seq || '-' || id, 'u' || seq % 10, '',
-           {payload}, true, seq % {every} = 1, 0, '', 0, 1790000000000 + seq * 1000 + id % 1000
+    SELECT id, seq, 1, seq * 100000 + id, 'no-' || seq || '-' || id,
+           CASE WHEN seq = 2 AND id % 2 = 0 THEN 'alice' ELSE 'u' || seq % 10 END, '', {payload},
+           true, seq % {every} = 1, 0, '', 0, 1790000000000 + seq * 1000 + id % 1000
     FROM wukongim_subscriptions_channel CROSS JOIN n ORDER BY seq, id"""
 """The messages lie as they came: those of one channel far from each other."""
 
@@ -190,8 +191,9 @@ HEAD = """\
 # What a list of conversations costs
 
 One `POST /conversation/sync` of a uid with {size.conversations:,} group channels, each with
-{size.messages} messages of {size.bytes} bytes, all unread, and {size.commands} commands between
-them; and one `POST /message/sync` with two hundred of all those commands.
+{size.messages} messages of {size.bytes} bytes and {size.commands} commands between them; in every
+second one the uid spoke at the beginning, and all since then is unread. And one
+`POST /message/sync` with two hundred of all those commands.
 `python -m benchmarks.conversations --write` has written this page. Times are those of the client:
 HTTP, JSON and the way there and back belong to them. One request at a time. The limit is one of
 CPU, server and database together, since other work on the machine makes the client wait.
@@ -202,10 +204,8 @@ MEANING = """
 
 A list takes four statements, however many conversations it has: one for the memberships with their
 last messages, two for what is unread, one for the messages. Each goes from the memberships by an
-index to the newest messages and reads no more of a log than it shows, except for the uid's own last
-message: that is looked for among the newest hundred of each channel that has something unread,
-which is most of what a list with one message each costs. A channel with nothing unread costs its
-last message only.
+index to the newest messages, or to the uid's own last one, and reads no more of a log than it
+shows. A channel with nothing unread costs its last message only.
 
 With fifteen messages each the answer has fifteen thousand of them. Fetching those is most of the
 time, on either database; the pages that WuKongIM's clients may ask for cost in proportion.

@@ -2,12 +2,13 @@
 
 They lie in the channels' own logs (decision 0038). How far a member has taken those of a channel is
 `command_seq` of the membership, which only grows. `command_offered_seq` is what the last answer
-gave: whichever node answers, the next acknowledgement takes that and no more.
+gave: whichever node answers, the next acknowledgement takes that and no more. A master device takes
+commands also by acknowledging them as they are delivered (protocol §4.6).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from django.db import connection
@@ -33,6 +34,28 @@ PENDING = f"""
     JOIN {Message._meta.db_table} x ON x.id = message ORDER BY turn, x.seq LIMIT %s"""  # noqa: S608 - our own names
 """Oldest first by message id, but never before an earlier one of its channel: processes take their
 ids in blocks, and whatever a limit cuts off must come after what is given."""
+
+TAKE = f"""
+    , reached AS (
+        SELECT m.id, MAX(w.seq) AS seq FROM wanted w
+        JOIN {Membership._meta.db_table} m ON m.channel_id = w.channel_id AND m.uid = w.uid
+        WHERE w.seq > m.command_seq AND NOT EXISTS (
+            SELECT 1 FROM {Message._meta.db_table} x
+            WHERE x.channel_id = w.channel_id AND x.sync_once AND x.seq < w.seq
+              AND x.seq > m.command_seq AND x.seq > m.joined_seq AND x.sender <> w.uid
+              AND NOT EXISTS (
+                SELECT 1 FROM wanted o
+                WHERE o.uid = w.uid AND o.channel_id = w.channel_id AND o.seq = x.seq
+              )
+        ) GROUP BY m.id
+    )
+    UPDATE {Membership._meta.db_table} AS m SET command_seq = r.seq
+    FROM reached r WHERE m.id = r.id"""  # noqa: S608 - our own names
+"""Up to the highest acknowledged command below which none of another sender was left out: a device
+that came after a command was sent must not take it by taking the next one."""
+
+Taken = tuple[str, int, int]
+"""(uid, channel pk, seq) of a command that a device has acknowledged."""
 
 Command = tuple[ChannelKey, Message]
 
@@ -68,3 +91,15 @@ def acknowledge(uid: str) -> int:
     """Count as taken what was offered last; returns in how many channels. Twice is once."""
     offered = Membership.objects.filter(uid=uid, command_offered_seq__gt=F("command_seq"))
     return transact(lambda: offered.update(command_seq=F("command_offered_seq")))
+
+
+def take(taken: Collection[Taken]) -> None:
+    """Count as taken what devices have acknowledged, unless one before it was not: that would be
+    lost, and so all from there come again. Twice is once. One statement."""
+    table, values = wanted_rows({"uid": "text", "channel_id": "bigint", "seq": "bigint"}, taken)
+
+    def change() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"{table}{TAKE}", values)
+
+    transact(change)

@@ -24,7 +24,7 @@ from channels.consumer import AsyncConsumer
 from django.conf import settings
 from django.db import DatabaseError
 
-from messaging import auth, metrics, resume
+from messaging import auth, metrics, registry, resume
 from messaging.conf import conf
 from messaging.encoding import draft_of, frame_of
 from messaging.frames import text_of
@@ -241,6 +241,8 @@ class MessagingConsumer(AsyncConsumer):
             if opened_at is None:
                 await self._refuse_unless_admitted(connect, admission)
                 raise Gone(1006)
+            if admission.level == registry.MASTER:
+                self.port.on_command = self._command_taken
             self.session = LiveSession(self.row.id, connect.uid, self.port, opened_at)
             self.node.hub.register(self.session)
             resumed = await self.bind_memberships(connect.positions)
@@ -252,6 +254,11 @@ class MessagingConsumer(AsyncConsumer):
         bindings = len(self.session.bindings)
         logger.info("session.opened", extra={**self._who, "bindings": bindings})
         metrics.OPENED.inc()
+
+    def _command_taken(self, channel: int, seq: int) -> None:
+        """A master device has this command: nobody need fetch it. Other devices see commands, and
+        leave them to be fetched (protocol §4.6)."""
+        self.node.commands_taken.append((self.row.uid, channel, seq))
 
     async def bind_memberships(
         self, positions: Sequence[Position] | None = None

@@ -25,10 +25,6 @@ from subscriptions.transactions import transact
 NEWEST = 1_000
 """Conversations of one uid that are looked at: those with the newest messages."""
 
-OWN_WITHIN = 100
-"""Of a channel's newest messages, those among which the uid's own last one is looked for: no index
-leads to it. If it lies deeper, more than 99 came after it, and no client shows a number then."""
-
 WITHOUT = frozenset({ChannelType.DATA, ChannelType.TEMP, ChannelType.LIVE})
 """Types of channels that are no conversation."""
 
@@ -66,11 +62,6 @@ class Conversation:
     def seen(self) -> int:
         """What is read, hidden, or from before the join: unread messages are above it."""
         return max(self.joined_seq, self.read_seq, self.hidden_seq)
-
-    @property
-    def own_from(self) -> int:
-        """The seq from which on the uid's own last message is looked for."""
-        return self.head - OWN_WITHIN + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +134,7 @@ def unread(uid: str, conversations: Iterable[Conversation]) -> dict[int, Unread]
     """{channel pk: unread} of each. The uid's own last message is read, and all before it. Two
     statements about those that have something above what is seen; the log has no holes."""
     open_ones = [each for each in conversations if each.last_seq > each.seen]
-    own = own_last(
-        uid, [Bound(each.channel, max(each.seen + 1, each.own_from)) for each in open_ones]
-    )
+    own = own_last(uid, [each.channel for each in open_ones])
     read_to = {each.channel: max(each.seen, own.get(each.channel, 0)) for each in open_ones}
     commands = _commands([(each.channel, read_to[each.channel], each.head) for each in open_ones])
     counts = {each.channel: Unread(0, min(each.seen, each.last_seq)) for each in conversations}
@@ -156,14 +145,13 @@ def unread(uid: str, conversations: Iterable[Conversation]) -> dict[int, Unread]
     return counts
 
 
-def own_last(uid: str, bounds: Iterable[Bound]) -> dict[int, int]:
-    """{channel pk: seq of the uid's own last message from the bound on}, where there is one. One
-    statement, which looks at each message from there until it has found it."""
+def own_last(uid: str, channels: Iterable[int]) -> dict[int, int]:
+    """{channel pk: seq of the uid's own last message}, where there is one. One statement, one step
+    by an index a channel."""
     return _numbers(
-        ("channel_id", "bound"),
-        [(bound.channel, bound.seq) for bound in bounds],
-        "SELECT x.seq {chat} AND x.seq >= w.bound AND x.sender = %s AND NOT x.sync_once"
-        " ORDER BY x.seq DESC LIMIT 1",
+        ("channel_id",),
+        [(channel,) for channel in channels],
+        "SELECT MAX(x.seq) {chat} AND x.sender = %s AND NOT x.sync_once",
         uid,
     )
 

@@ -136,9 +136,19 @@ class Fanout:
             message = self.message
             frame = self._encode(message, uid)
             sent = self._sent[shown] = Sent(
-                frame, message.message_id, message.seq > 0, time.monotonic()
+                frame,
+                message.message_id,
+                message.seq > 0,
+                time.monotonic(),
+                command=command_of(message),
             )
         return sent
+
+
+def command_of(said: Said) -> tuple[int, int] | None:
+    """Of a stored command, its channel's pk and its seq."""
+    is_command = isinstance(said, StoredMessage) and said.sync_once and said.seq > 0
+    return (said.channel, said.seq) if is_command else None
 
 
 class Hub:

@@ -120,13 +120,15 @@ Said = StoredMessage | StreamEvent
 @dataclass(frozen=True, slots=True)
 class Sent:
     """A message's frame on its way to sockets: one value for all that are sent the same. `at`: when
-    (monotonic); `resends`: how often it was sent again to one of them."""
+    (monotonic); `resends`: how often it was sent again to one of them; `command`: of a stored
+    command, its channel's pk and its seq."""
 
     frame: bytes
     message_id: int
     is_stored: bool
     at: float
     resends: int = 0
+    command: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,11 @@ class Message(models.Model):
                 condition=models.Q(sync_once=True),
                 name="wukongim_message_command",
             ),
+            models.Index(
+                fields=["channel", "sender", "seq"],
+                condition=models.Q(sync_once=False),
+                name="wukongim_message_own",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from django.db import DatabaseError, connection
 
-from messaging import encoding, metrics, registry, resume
+from messaging import commands, encoding, metrics, registry, resume
 from messaging.answers import Answers
 from messaging.catch_up import CatchUp
 from messaging.conf import MessagingConf, conf
@@ -113,6 +113,7 @@ class Node:
         self.pending_groups: dict[str, int] = {}
         self.draining = self.stopping = self.deserted = False
         self.left: dict[str, str] = {}
+        self.commands_taken: list[commands.Taken] = []
         self._groups_wake = asyncio.Event()
         self._joining = asyncio.Lock()
         self._tasks: list[asyncio.Task[Any]] = []
@@ -205,6 +206,13 @@ class Node:
             self.left = left | self.left
             logger.warning("rows.held", extra={"node": self.id, "sessions": len(self.left)})
 
+    async def write_commands_taken(self) -> None:
+        """Write which commands devices have acknowledged, in one transaction. What cannot be
+        written is forgotten: those commands are fetched once more than needed."""
+        taken, self.commands_taken = self.commands_taken, []
+        if taken:
+            await self.database.write(commands.take, taken)
+
     async def stop(self) -> bool:
         """Drain if that was not done, append what waits, end the lease. Bounded, whatever fails;
         returns whether the lease was given back."""
@@ -226,6 +234,7 @@ class Node:
         groups = [*self._own_groups, *(group.name for group in self.hub.groups.values())]
         await self._step(self.layer.stop(groups), "layer")
         await self._step(self.close_rows_left(), "sessions")
+        await self._step(self.write_commands_taken(), "commands")
         given_back = await self._step(self.database.write(registry.stop_node, self.id), "lease")
         # Closing waits for what runs in the threads, and that may be for a database that froze.
         closer = threading.Thread(target=self.database.close, daemon=True)

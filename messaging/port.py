@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import takewhile
 
@@ -17,11 +18,15 @@ class Port:
 
     That is the newest `unacked` messages in the order in which they were sent, which is nearly
     always the order in which they are acknowledged; of those that were out of turn, the ids.
+    `on_command`, where there is one, is told channel pk and seq of each command among them that is
+    acknowledged.
     """
 
     def __init__(self, outbox: Outbox) -> None:
         self.outbox = outbox
         self.last_acked_at = 0.0
+        self.on_command: Callable[[int, int], None] | None = None
+        self._commands: dict[int, tuple[int, int]] = {}
         self._sent: deque[Sent] = deque(maxlen=conf().unacked)
         self._acknowledged: set[int] = set()
 
@@ -32,11 +37,17 @@ class Port:
             return False
         if sent.is_stored:
             self._sent.append(sent)
+            if sent.command is not None and self.on_command is not None:
+                self._remember_command(sent.message_id, sent.command)
         return True
 
     def acknowledge(self, message_id: int, now: float) -> None:
         """The receiver has it. Acknowledging what is not waited for changes nothing."""
         self.last_acked_at = now
+        if self._commands and self.on_command is not None:
+            command = self._commands.pop(message_id, None)
+            if command is not None:
+                self.on_command(*command)
         sent = self._sent
         if sent and sent[0].message_id == message_id:
             sent.popleft()
@@ -44,6 +55,12 @@ class Port:
             self._acknowledged.add(message_id)
         if self._acknowledged:
             self._forget_acknowledged()
+
+    def _remember_command(self, message_id: int, command: tuple[int, int]) -> None:
+        """As many as messages: the oldest makes room, and comes again with /message/sync."""
+        self._commands[message_id] = command
+        if len(self._commands) > conf().unacked:
+            del self._commands[next(iter(self._commands))]
 
     def _forget_acknowledged(self) -> None:
         sent = self._sent

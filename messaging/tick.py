@@ -284,6 +284,7 @@ class Tick:
     async def attend_sessions(self) -> None:
         """Read who has to go, and let each session see to its own acknowledgements."""
         await self.node.close_rows_left()
+        await self.node.write_commands_taken()
         await self.node.read_kicks()
         now = time.monotonic()
         for member in list(self.node.members.values()):

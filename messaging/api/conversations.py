@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,9 +11,11 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from messaging import conversations
+from messaging import conversations, events
 from messaging.api.reading import read_key
 from messaging.conversations import Bound, Conversation, Recent, Unread
+from messaging.encoding import message_object
+from messaging.models import Message
 from subscriptions.api.base import ApiView
 from subscriptions.api.serializers import (
     LARGEST,
@@ -190,8 +192,22 @@ HEADERS = [
 ]
 
 
-def _messages(rows: Iterable[Recent], key: ChannelKey, uid: str) -> list[Shown]:
-    """The messages as `uid` is shown them. Commands are not among them."""
+def _message_objects(
+    recents: Mapping[int, Sequence[Recent]], keys: Mapping[int, ChannelKey], uid: str
+) -> dict[int, list[Any]]:
+    """{channel pk: its messages as `uid` is shown them}. Commands are not among them."""
+    shown: dict[int, list[Any]] = {}
+    streams = _streams(recents)
+    for channel, rows in recents.items():
+        shown[channel] = _plain(rows, keys[channel], uid)
+        for at, row in enumerate(rows if streams else ()):
+            if row[2] in streams:
+                message, meta = streams[row[2]]
+                shown[channel][at] = message_object(message, keys[channel], uid, meta)
+    return shown
+
+
+def _plain(rows: Iterable[Recent], key: ChannelKey, uid: str) -> list[Shown]:
     kind, name = key.channel_type, key.seen_by(uid)
     return [
         Shown(
@@ -202,6 +218,17 @@ def _messages(rows: Iterable[Recent], key: ChannelKey, uid: str) -> list[Shown]:
         for _, seq, message_id, number, sender, payload, red_dot, setting, topic, expire, created_ms
         in rows
     ]  # fmt: skip
+
+
+def _streams(
+    recents: Mapping[int, Iterable[Recent]],
+) -> dict[int, tuple[Message, dict[str, Any]]]:
+    """{message id: message and what it has besides} of those that are written bit by bit. Two
+    queries, or none where there are no such messages."""
+    ids = [row[2] for rows in recents.values() for row in rows if row[7] & events.STREAM]
+    messages = list(Message.objects.filter(message_id__in=ids)) if ids else []
+    meta = events.event_meta(messages)
+    return {each.message_id: (each, meta[each.pk]) for each in messages}
 
 
 class ConversationSync(ApiView):
@@ -238,12 +265,13 @@ def _bound(conversation: Conversation, body: dict[str, Any]) -> int:
 def _list(uid: str, wanted: Sequence[tuple[Conversation, int]], count: int) -> list[dict[str, Any]]:
     unread = conversations.unread(uid, [each for each, _ in wanted])
     bounds = [Bound(each.channel, seq) for each, seq in wanted]
-    recents = conversations.recents(bounds, count)
+    keys = {each.channel: each.key for each, _ in wanted}
+    recents = _message_objects(conversations.recents(bounds, count), keys, uid)
     return [_shown(each, unread[each.channel], recents[each.channel], uid) for each, _ in wanted]
 
 
 def _shown(
-    conversation: Conversation, unread: Unread, recents: Iterable[Recent], uid: str
+    conversation: Conversation, unread: Unread, recents: Sequence[Any], uid: str
 ) -> dict[str, Any]:
     key = conversation.key
     return {
@@ -256,7 +284,7 @@ def _shown(
         "offset_msg_seq": 0,
         "readed_to_msg_seq": unread.read_to,
         "version": conversation.created_ms * 1_000_000,
-        "recents": _messages(recents, key, uid),
+        "recents": recents,
     }
 
 
@@ -304,20 +332,20 @@ class ConversationMessages(ApiView):
         bounds = [Bound(each.channel, seqs[key]) for key, each in found.items()]
         oldest = not body["order_by_last"]
         recents = conversations.recents(bounds, body["msg_count"], oldest=oldest)
-        own = conversations.own_last(
-            uid, [Bound(each.channel, each.own_from) for each in found.values()]
-        )
-        known: dict[ChannelKey | None, tuple[list[Recent], int]] = {
-            key: (recents[each.channel], own.get(each.channel, 0)) for key, each in found.items()
+        keys = {each.channel: key for key, each in found.items()}
+        messages = _message_objects(recents, keys, uid)
+        own = conversations.own_last(uid, keys)
+        known: dict[ChannelKey | None, tuple[list[Any], int]] = {
+            key: (messages[channel], own.get(channel, 0)) for channel, key in keys.items()
         }
-        return Response([_part(each, *known.get(each["key"], ([], 0)), uid) for each in asked])
+        return Response([_part(each, *known.get(each["key"], ([], 0))) for each in asked])
 
 
-def _part(channel: dict[str, Any], recents: list[Recent], own: int, uid: str) -> dict[str, Any]:
+def _part(channel: dict[str, Any], messages: list[Any], own: int) -> dict[str, Any]:
     return {
         "channel_id": channel["channel_id"],
         "channel_type": channel["channel_type"],
-        "messages": _messages(recents, channel["key"], uid) if recents else [],
+        "messages": messages,
         "user_last_msg_seq": own,
     }
 

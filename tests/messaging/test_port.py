@@ -75,3 +75,14 @@ async def test_session_that_acknowledges_nothing_is_sent_nothing_again(port):
     assert port.resend(100.0) == []
     await port.outbox.flush(1)
     assert port.outbox._wire.frames[1:] == [b"1", b"2"]
+
+
+async def test_commands_that_were_acknowledged_are_told_once(port):
+    told = []
+    assert port.offer(Sent(b"x", 1, True, 0.0, command=(7, 1)))  # nobody asks for it
+    port.on_command = lambda channel, seq: told.append((channel, seq))
+    for number in range(2, 8):
+        assert port.offer(Sent(b"x", number, True, 0.0, command=(7, number)))
+    for number in (1, 2, 3, 7, 6, 6, 4):
+        port.acknowledge(number, 0.0)
+    assert told == [(7, 7), (7, 6), (7, 4)], "of 2 and 3 nobody knows any more: UNACKED is 4"

@@ -8,6 +8,7 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
+from messaging import commands
 from messaging.models import Message
 from subscriptions.bindings import ChannelKey
 from subscriptions.models import Channel, Membership
@@ -46,8 +47,8 @@ def add(channel: Channel, rows: list[tuple[int, int]], **change) -> None:
     """Commands as (seq, message id), past the log."""
     Message.objects.bulk_create(
         Message(
-            channel=channel, seq=seq, version=1, message_id=number, sender="bob", payload=b"x",
-            created_ms=0, **{"sync_once": True, **change},
+            channel=channel, seq=seq, version=1, message_id=number, payload=b"x",
+            created_ms=0, **{"sync_once": True, "sender": "bob", **change},
         )
         for seq, number in rows
     )  # fmt: skip
@@ -216,3 +217,34 @@ def test_what_is_wrong_is_400(api, path, change, words):
     answer = api.post(path, {"uid": "alice", "last_message_seq": 1, "message_seq": 0, **change})
     assert (answer.status_code, answer.json()["status"]) == (400, 400)
     assert words in answer.json()["msg"]
+
+
+@pytest.mark.parametrize(
+    ("taken", "left"),
+    [
+        ([1, 3, 5], []),
+        ([5, 3, 1], []),
+        ([1], [3, 5]),
+        ([1, 5], [3, 5]),
+        ([3, 5], [1, 3, 5]),
+        ([1, 2, 3], [5]),
+    ],
+)
+def test_devices_take_commands_only_without_a_gap(taken, left):
+    team = make_group("team", "alice", "bob")
+    add(team, [(2, 2), (4, 4)], sync_once=False)
+    add(team, [(1, 1), (3, 3), (5, 5)])
+    for _ in range(2):
+        commands.take([("alice", team.pk, seq) for seq in taken])
+        assert [message.seq for _, message in commands.offer("alice", 9)] == left
+        assert [message.seq for _, message in commands.offer("bob", 9)] == [1, 3, 5]
+
+
+def test_devices_take_past_commands_of_their_own_uid_and_from_before_the_join():
+    team = make_group("team", "bob")
+    add(team, [(1, 1)])
+    join(ChannelKey(2, "team"), ["alice"], actor="test")
+    add(team, [(3, 3)], sender="alice")
+    add(team, [(5, 5)])
+    commands.take([("alice", team.pk, 5), ("nobody", team.pk, 5)])
+    assert Membership.objects.get(uid="alice").command_seq == 5

@@ -94,6 +94,28 @@ def test_sync_shows_messages_as_reading_them_does(api):
     assert one(api)["recents"] == history(api, "alice")[::-1]
 
 
+@pytest.mark.parametrize("kind", [1, 2])
+def test_messages_that_are_written_bit_by_bit_are_shown_with_what_has_come(api, kind):
+    name = "alice" if kind == 1 else "team"
+    make_group("team", "alice", "bob")
+    place = {"channel_id": name, "channel_type": kind}
+    send(api, **place)
+    send(api, **place, is_stream=1, client_msg_no="n1")
+    event = {"client_msg_no": "n1", "event_id": "e1", "event_type": "stream.snapshot"}
+    payload = {"kind": "text", "text": "hello"}
+    answer = post(api, "/message/event", **place, **event, from_uid="bob", payload=payload)
+    assert answer["status"] == 200
+    read = {**place, "channel_id": "bob" if kind == 1 else "team"}
+    listed = post(api, "/conversation/syncByChannels", uid="alice", channels=[read])
+    expected = history(api, "alice", **read)[::-1]
+    assert "event_meta" in expected[0]
+    conversation = next(each for each in sync(api) if each["channel_type"] == kind)
+    assert conversation["recents"] == expected == listed[0]["recents"]
+    asked = [{**read, "last_msg_seq": 0}]
+    [part] = post(api, "/conversation/syncMessages", uid="alice", channels=asked, order_by_last=1)
+    assert part["messages"] == expected
+
+
 def test_recents_are_the_newest_and_newest_first(api, team):
     assert seqs(one(api, msg_count=2)) == [4, 2]
     assert seqs(one(api, msg_count=3)) == [4, 2, 1]
@@ -195,13 +217,10 @@ def test_what_one_said_oneself_is_read_and_all_before_it(api, team):
     assert (one(api, "bob")["unread"], one(api, "bob")["readed_to_msg_seq"]) == (0, 9)
 
 
-def test_ones_own_message_far_back_is_not_looked_for(api):
-    add(make_group("team", "alice"), 3 + conversations.OWN_WITHIN)
+def test_ones_own_message_is_found_however_far_back(api):
+    add(make_group("team", "alice"), 300)
     Message.objects.filter(seq=4).update(sender="alice")
-    assert one(api)["unread"] == conversations.OWN_WITHIN - 1
-    Message.objects.filter(seq=4).update(sender="bob")
-    Message.objects.filter(seq=3).update(sender="alice")
-    assert one(api)["unread"] == conversations.OWN_WITHIN + 3
+    assert (one(api)["unread"], one(api)["readed_to_msg_seq"]) == (296, 4)
 
 
 @pytest.mark.parametrize(
