@@ -4,15 +4,18 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('wukongim_messaging', '0004_whole_api'),
-        ('wukongim_subscriptions', '0003_commands'),
+        ("wukongim_messaging", "0004_whole_api"),
+        ("wukongim_subscriptions", "0003_commands"),
     ]
 
     operations = [
         migrations.AddIndex(
-            model_name='message',
-            index=models.Index(condition=models.Q(('sync_once', False)), fields=['channel', 'sender', 'seq'], name='wukongim_message_own'),
+            model_name="message",
+            index=models.Index(
+                condition=models.Q(("sync_once", False)),
+                fields=["channel", "sender", "seq"],
+                name="wukongim_message_own",
+            ),
         ),
     ]
