@@ -110,7 +110,7 @@ class MaxMessageSeq(ApiView):
 
 
 class LastMessage(ApiView):
-    """GET /channel/last_message."""
+    """GET /channel/last_message: a channel's newest message."""
 
     def get(self, request: Request) -> Response:
         """The message object, or `{"status": 404}`."""
@@ -144,7 +144,7 @@ class MessageFind(ApiView):
 
 
 class MessageByNumber(ApiView):
-    """GET /message/byclientmsgno."""
+    """GET /message/byclientmsgno: one message by its client's number."""
 
     def get(self, request: Request) -> Response:
         """The message object, or `{"status": 404}`."""

@@ -173,9 +173,9 @@ class DescribedSchema(AutoSchema):
         return "_".join([self.method.lower(), *re.findall(r"\w+", self.path)])
 
     def get_summary(self) -> str:
-        """The first line of the view's docstring, without method and path."""
+        """The first line of the view's docstring, without method and path. No Markdown there."""
         line = cleandoc(type(self.view).__doc__ or "").partition("\n")[0]
-        text = line.partition(": ")[2] or line
+        text = (line.partition(": ")[2] or line).replace("`", "")
         return text[:1].upper() + text[1:]
 
     def get_description(self) -> str:  # type: ignore[override]  # as AutoSchema has it
