@@ -24,5 +24,6 @@ def oldest_seconds() -> float:
 
 
 def dead_letters() -> int:
-    """How many events were given up and not sent again."""
-    return OutboxEvent.objects.filter(dead_at__isnull=False).count()
+    """How many events for such endpoints were given up and not sent again."""
+    keys = [key for key, _ in iter_endpoints()]
+    return OutboxEvent.objects.filter(dead_at__isnull=False, endpoint__in=keys).count()

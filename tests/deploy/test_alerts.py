@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from messaging import metrics
-from messaging.api.metrics import OpenFindings
+from messaging.api.metrics import OpenFindings, WaitingWebhooks
 from subscriptions.metrics import REGISTRY
 from tests.support.server import ROOT
 
@@ -20,6 +20,7 @@ RUNBOOK = {
         "redis-is-gone",
         "the-database-is-slow",
         "a-removed-member-still-receives",
+        "webhooks-do-not-arrive",
         "after-an-upgrade",
     )
 }
@@ -74,7 +75,8 @@ def exported() -> set[str]:
     """The names of all series that /metrics can show."""
     assert metrics.REGISTRY is REGISTRY
     names = {sample.name for family in REGISTRY.collect() for sample in family.samples}
-    return names | {family.name for family in OpenFindings().describe()}
+    stored = [*OpenFindings().describe(), *WaitingWebhooks().describe()]
+    return names | {family.name for family in stored}
 
 
 def label_values() -> dict[str, dict[str, set[str]]]:
@@ -148,6 +150,8 @@ def test_alert_names_in_its_summary_only_what_its_expression_keeps(rule: dict[st
         ("no node at all", "absent(wukongim_nodes)"),
         ("no check at all", "absent(wukongim_last_check_timestamp_seconds)"),
         ("nobody ticks", "wukongim_last_tick_timestamp_seconds"),
+        ("webhooks wait", "wukongim_webhooks_oldest_seconds"),
+        ("webhooks are given up", "wukongim_webhooks_dead_letters"),
     ],
 )
 def test_there_is_an_alert_when(what, series):

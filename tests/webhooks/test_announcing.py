@@ -8,13 +8,14 @@ import uuid
 from datetime import timedelta
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
 from messaging import registry
 from messaging.appender import Appender
-from messaging.messages import Draft
-from messaging.models import Node, Session
+from messaging.messages import Draft, Refused
+from messaging.models import Message, Node, Session
+from messaging.protocol.reasons import Reason
 from subscriptions import findings
 from subscriptions.audit import Disagreement, Kind
 from subscriptions.bindings import SYSTEM_UID, ChannelKey
@@ -132,6 +133,14 @@ def test_message_of_a_batch_that_was_rolled_back_is_not_told(focus, team, append
     focus()
     append(draft("1"), draft("2", topic="\ud800"))
     assert [each["message_seq"] for each in told("msg.notify")] == [1]
+
+
+def test_message_of_which_nobody_could_be_told_is_not_stored(focus, team, append):
+    focus("msg.notify")
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE wukongim_webhooks_outboxevent RENAME TO gone")
+    assert append(draft()) == [Refused(Reason.SYSTEM_ERROR)]
+    assert not Message.objects.exists()
 
 
 def test_what_an_earlier_attempt_committed_is_told_once(focus, team, append):

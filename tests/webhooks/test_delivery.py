@@ -19,10 +19,11 @@ from django.utils import timezone
 from tests.support.receiver import Receiver
 from tests.support.waiting import eventually
 from tests.webhooks.conftest import SECRET
-from webhooks import deliverer, outbox
+from webhooks import deliverer, outbox, posting
 from webhooks.conf import endpoint_key
 from webhooks.deliverer import Deliverer, pause_after
 from webhooks.events import Event
+from webhooks.lease import RENEW, Hold
 from webhooks.models import Lease, OutboxEvent
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -201,6 +202,22 @@ def test_private_address_is_refused_whatever_its_name(receiver, configure, host)
     assert "ALLOW_PRIVATE" in OutboxEvent.objects.get().error
 
 
+def test_connection_is_made_to_the_address_that_was_judged(receiver, configure, monkeypatch):
+    """Whoever owns the name may give it another address after the look-up."""
+
+    async def resolve(host, port):
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr(posting, "resolve", resolve)
+    url = f"http://hook.invalid:{receiver.port}/hook"
+    configure(url)
+    record(1)
+    deliver_once(url)
+    assert OutboxEvent.objects.get().error == ""
+    [received] = receiver.taken
+    assert received.headers["host"] == f"hook.invalid:{receiver.port}"
+
+
 CERTIFICATE = str(Path(__file__).with_name("localhost.pem"))
 """One that localhost has signed for itself, and its key; good for a hundred years."""
 
@@ -285,6 +302,13 @@ def test_lease_of_one_that_died_is_taken_when_it_is_over(hooked):
     Lease.objects.update(until=timezone.now() - timedelta(seconds=1))
     assert deliver_once(hooked.url)
     assert len(hooked.taken) == 1
+
+
+def test_lease_outlasts_a_request_that_begins_just_before_it_is_renewed(configure):
+    configure("https://app.example/hook", timeout_seconds=60.0)
+    assert Hold("endpoint").take()
+    left = Lease.objects.get().until - timezone.now()
+    assert left.total_seconds() > 60.0 + RENEW
 
 
 async def test_stop_ends_a_request_that_nobody_answers(hooked, monkeypatch):
