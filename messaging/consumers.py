@@ -26,8 +26,8 @@ from django.db import DatabaseError
 
 from messaging import auth, metrics, registry, resume
 from messaging.conf import conf
-from messaging.encoding import draft_of, frame_of
-from messaging.frames import text_of
+from messaging.dialects import SERVER_VERSION, Dialect, dialect_of
+from messaging.encoding import draft_of
 from messaging.hub import LiveSession
 from messaging.lifespan import start_with_session
 from messaging.messages import Appended, Outcome, Refused
@@ -35,13 +35,14 @@ from messaging.models import Session
 from messaging.node import Node
 from messaging.outbox import Outbox
 from messaging.port import Port
-from messaging.protocol import jsonrpc
 from messaging.protocol.close_codes import CloseCode
 from messaging.protocol.faults import Fault, ProtocolFault
 from messaging.protocol.packets import (
+    BadSend,
     ClientPacket,
     ConnAck,
     Connect,
+    ConnectRefused,
     Disconnect,
     DisconnectNotice,
     ErrorReply,
@@ -53,14 +54,15 @@ from messaging.protocol.packets import (
     Resumed,
     Send,
     SendAck,
+    SendRefused,
+    ServerPacket,
+    SubAck,
+    Subscribe,
 )
 from messaging.protocol.reasons import Reason
 from messaging.wire import EXTENSION, SlowWire, Wire
 
 logger = logging.getLogger(__name__)
-
-SERVER_VERSION = 5
-"""The newest protocol version this server speaks (protocol §2.2)."""
 
 FIRST_FRAME_BYTES = 1 << 14
 """Largest frame of somebody who is not known yet, but for positions: a connect with the longest
@@ -68,6 +70,9 @@ token is a tenth of it, and reading one costs nobody anything."""
 
 POSITION_BYTES = 128
 """And for each position that it may have: one with a channel id of 32 characters takes 90."""
+
+UNSUBSCRIBE = 1
+"""The action of a SUB packet (protocol §2.8)."""
 
 FLUSH_SECONDS = 2.0
 """How long a last word may take to leave before the socket is closed (WuKongIM: 2 s)."""
@@ -107,6 +112,7 @@ class MessagingConsumer(AsyncConsumer):
     node: Node
     session: LiveSession
     row: Session
+    dialect: Dialect
     scope: Any
     base_send: Any
 
@@ -146,10 +152,11 @@ class MessagingConsumer(AsyncConsumer):
         connect, rest = await self._first_packet()
         self._require_room()
         await self._admit(connect)
+        await self._agree(connect)
         self.wire = self._own_wire()
         self.outbox = Outbox(self.wire, self.node.turn, self._has_room)
         self.wire.attach(self.outbox.drain, self._taken)
-        self.port = Port(self.outbox)
+        self.port = Port(self.outbox, self.dialect)
         self.heard_at = time.monotonic()
         because = "internal_error"
         try:
@@ -174,13 +181,10 @@ class MessagingConsumer(AsyncConsumer):
             raise Closed(self.node.turns_away)
 
     async def _first_packet(self) -> tuple[Connect, list[ClientPacket]]:
-        """The connect, and what came behind it in the same frame. Anything else closes (§0.4)."""
+        """The connect, and what came behind it in the same message. Anything else closes (§0.4)."""
         try:
             async with asyncio.timeout(conf().first_frame_seconds):
-                frame = await self._frame()
-            if len(frame) > FIRST_FRAME_BYTES + POSITION_BYTES * conf().resume_positions:
-                raise Closed(CloseCode.POLICY_VIOLATION)
-            packets = self._decode(frame)
+                packets = await self._first_packets()
         except TimeoutError:
             raise Closed(CloseCode.CONNECT_TIMEOUT) from None
         except ProtocolFault:
@@ -188,6 +192,19 @@ class MessagingConsumer(AsyncConsumer):
         if not packets or not isinstance(packets[0], Connect):
             raise Closed(CloseCode.POLICY_VIOLATION)
         return packets[0], packets[1:]
+
+    async def _first_packets(self) -> list[ClientPacket]:
+        """What comes first, be it in pieces; its first byte says how this peer speaks (§0.2)."""
+        longest = FIRST_FRAME_BYTES + POSITION_BYTES * conf().resume_positions
+        message = await self._frame()
+        dialect = dialect_of(message, self._in_frames, longest)
+        if dialect is None or len(message) > longest:
+            raise Closed(CloseCode.POLICY_VIOLATION)
+        self.dialect = dialect
+        packets = dialect.decode(message)
+        while not packets and dialect.waits:
+            packets = dialect.decode(await self._frame())
+        return packets
 
     async def _admit(self, connect: Connect) -> None:
         """Judge who it is before anything is written; whoever fails is refused, then closed."""
@@ -206,8 +223,20 @@ class MessagingConsumer(AsyncConsumer):
                 "address": self._address,
             },
         )
-        await self._write(frame_of(ErrorReply(connect.request_id, admission.reason)))
+        await self._refuse_connect(connect, admission.reason)
+
+    async def _refuse_connect(self, connect: Connect, reason: Reason) -> NoReturn:
+        await self._write(self.dialect.frame_of(ConnectRefused(connect.request_id, reason)))
         raise Closed(CloseCode.AUTH_FAILED)
+
+    async def _agree(self, connect: Connect) -> None:
+        """Agree on a key with whoever encrypts; without one there is no session (§2.9)."""
+        try:
+            self.server_key, self.salt = self.dialect.start(connect)
+        except ValueError:
+            extra = {"why": "client key", "address": self._address}
+            logger.info("socket.refused", extra=extra)
+            await self._refuse_connect(connect, Reason.CLIENT_KEY_IS_EMPTY)
 
     async def _ask(self, question: Any, *args: Any) -> Any:
         async with self._come_back_later():
@@ -248,7 +277,7 @@ class MessagingConsumer(AsyncConsumer):
             resumed = await self.bind_memberships(connect.positions)
         self._require_room()
         self.node.members[self.row.id] = self
-        self.outbox.open(frame_of(self._connack(connect, resumed)))
+        self.outbox.open(self.dialect.frame_of(self._connack(connect, resumed)))
         self.node.catch_up_session(self.session)
         self.node.errand(self.node.confirm(self.session))
         bindings = len(self.session.bindings)
@@ -277,13 +306,15 @@ class MessagingConsumer(AsyncConsumer):
             time_diff=now - connect.client_timestamp if connect.client_timestamp else 0,
             node_id=self.node.id,
             positions=resumed,
+            server_key=self.server_key,
+            salt=self.salt,
         )
 
     async def _read(self) -> NoReturn:
         """Take frames until the session is closed, by whichever side."""
         while True:
             try:
-                packets = self._decode(await self._frame())
+                packets = self.dialect.decode(await self._frame())
                 fault = None
             except ProtocolFault as caught:
                 packets, fault = list(caught.packets), caught
@@ -301,8 +332,8 @@ class MessagingConsumer(AsyncConsumer):
         return bool(ahead.result()["type"] != "websocket.disconnect")
 
     async def _frame(self) -> bytes:
-        ahead, self._ahead = self._ahead, None
-        event = await (ahead or self.receive())
+        event = await (self._ahead or self.receive())
+        self._ahead = None
         if event["type"] == "websocket.disconnect":
             raise Gone(event.get("code", 1006))
         self.heard_at = time.monotonic()
@@ -312,12 +343,9 @@ class MessagingConsumer(AsyncConsumer):
             raise Closed(CloseCode.MESSAGE_TOO_BIG)
         return frame
 
-    def _decode(self, frame: bytes) -> list[ClientPacket]:
-        return jsonrpc.decode(frame, conf().payload_bytes, conf().resume_positions)
-
     async def _answer_fault(self, fault: ProtocolFault) -> None:
         reply = ErrorReply(fault.request_id, fault.fault.reason, fault.fault.text)
-        self.outbox.answer(frame_of(reply))
+        self._answer(reply)
         if fault.fault.closes:
             await self.outbox.flush(FLUSH_SECONDS)
             raise Closed(CloseCode.POLICY_VIOLATION)
@@ -330,16 +358,35 @@ class MessagingConsumer(AsyncConsumer):
         elif isinstance(packet, RecvAck):
             self.port.acknowledge(packet.message_id, time.monotonic())
         elif isinstance(packet, Ping):
-            self.outbox.answer(frame_of(Pong(packet.request_id)))
+            self._answer(Pong(packet.request_id))
         elif isinstance(packet, Disconnect):
             raise Closed(CloseCode.NORMAL)
+        elif isinstance(packet, BadSend):
+            self._answer(SendRefused(packet.request_id, packet.reason, header=packet.header))
+        elif isinstance(packet, Subscribe):
+            self._answer(self._suback(packet))
         else:
             await self._answer_fault(ProtocolFault(Fault.CONNECTED_ALREADY, packet.request_id))
 
-    def _taken(self, text: bytes) -> bool:
-        """Whether this frame was one that is obeyed at once, as it comes: an acknowledgement in the
-        shape that the SDKs send. Any other takes its turn behind what is being obeyed."""
-        message_id = jsonrpc.decode_ack(text)
+    def _answer(self, packet: ServerPacket) -> None:
+        frame = self.dialect.frame_of(packet)
+        if frame:
+            self.outbox.answer(frame)
+
+    def _suback(self, packet: Subscribe) -> SubAck:
+        """Nothing is subscribed to but by a membership: whoever is a member hears already (§2.8).
+        Leaving off changes nothing either."""
+        named = packet.channel_type, packet.channel_id
+        groups = self.session.bindings.values()
+        shown = {(each.key.channel_type, each.key.seen_by(self.session.uid)) for each in groups}
+        hears = packet.action == UNSUBSCRIBE or named in shown
+        reason = Reason.SUCCESS if hears else Reason.NOT_ALLOW_SEND
+        return SubAck(packet.sub_no, packet.channel_id, packet.channel_type, packet.action, reason)
+
+    def _taken(self, message: bytes) -> bool:
+        """Whether this message was one that is obeyed at once, as it comes: an acknowledgement in
+        the shape that the SDKs send. Any other takes its turn behind what is being obeyed."""
+        message_id = None if self._ahead is not None else self.dialect.decode_ack(message)
         if message_id is None:
             return False
         self.heard_at = now = time.monotonic()
@@ -372,18 +419,17 @@ class MessagingConsumer(AsyncConsumer):
             header = Header(no_persist=send.header.no_persist, red_dot=send.header.red_dot,
                             sync_once=send.header.sync_once)  # fmt: skip
             ack = SendAck(send.request_id, message.message_id, message.seq, header)
-            self.outbox.answer(frame_of(ack))
+            self._answer(ack)
 
     def _refuse(self, send: Send, reason: Reason) -> None:
-        self.outbox.answer(frame_of(ErrorReply(send.request_id, reason)))
+        self._answer(SendRefused(send.request_id, reason, header=send.header))
 
     # --- what the node asks ------------------------------------------------------------------
 
     def kick(self, because: str) -> None:
         """Say why, then close: the client must not come back by itself (§4.1)."""
         if self.closing is None:
-            notice = DisconnectNotice(Reason.CONNECT_KICK, because)
-            self.outbox.answer(frame_of(notice))
+            self._answer(DisconnectNotice(Reason.CONNECT_KICK, because))
             self.close_soon(CloseCode.KICKED)
 
     def close_soon(self, code: CloseCode) -> None:
@@ -416,7 +462,7 @@ class MessagingConsumer(AsyncConsumer):
     # --- the socket --------------------------------------------------------------------------
 
     async def _write(self, frame: bytes) -> None:
-        await self.base_send({"type": "websocket.send", "text": text_of(frame)})
+        await self.base_send({"type": "websocket.send", **self.dialect.content_of(frame)})
 
     def _own_wire(self) -> Wire:
         """The socket itself where the server offers it, else the way that every server has."""
@@ -465,6 +511,11 @@ class MessagingConsumer(AsyncConsumer):
         if not self.gone.done():
             self.gone.set_result(None)
         await self.node.close_row(self.row.id, because)
+
+    @property
+    def _in_frames(self) -> bool:
+        """Whether messages come in WebSocket frames, or as a stream of bytes."""
+        return bool(self.scope["type"] == "websocket")
 
     @property
     def _address(self) -> str:

@@ -7,26 +7,14 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-from messaging.frames import text_frame
 from messaging.messages import Draft, Said, StoredMessage, StreamEvent
 from messaging.models import Message
-from messaging.protocol import jsonrpc
-from messaging.protocol.packets import Event, Header, Recv, Send, ServerPacket, Setting
+from messaging.protocol.packets import Event, Header, Recv, Send, Setting
 from subscriptions.bindings import SYSTEM_UID, ChannelKey, stored_key
 
 
-def frame_of(packet: ServerPacket) -> bytes:
-    """The WebSocket frame of a packet."""
-    return text_frame(jsonrpc.encode(packet))
-
-
-def encode(said: Said, uid: str) -> bytes:
-    """The frame of what was said as `uid` is shown it."""
-    return frame_of(packet_of(said, uid))
-
-
 def packet_of(said: Said, uid: str) -> Recv | Event:
-    """`recv` (protocol §1.4, §4.4) or `event` (§2.11)."""
+    """What was said as `uid` is shown it: `recv` (protocol §1.4, §4.4) or `event` (§2.11)."""
     if isinstance(said, StreamEvent):
         return Event(said.id, said.type, said.timestamp, said.data_for(uid))
     return Recv(

@@ -2,7 +2,7 @@
 them; and of those that come, what can be told without a parser.
 
 What comes is parsed by the WebSocket library. But for each delivery there is an acknowledgement,
-and of its cost that was half: a text that is short, whole and there at once is read here.
+and of its cost that was half: a message that is short, whole and there at once is read here.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import struct
 
 from websockets.frames import apply_mask
 
-TEXT = 0x81
-"""First byte of a whole text frame: final, no extension bits (RFC 6455 §5.2)."""
+TEXT, BINARY = 0x81, 0x82
+"""First byte of a whole frame: final, no extension bits (RFC 6455 §5.2)."""
 
 TWO_BYTES, EIGHT_BYTES = 126, 127
 """Length bytes that say: the length follows, in so many bytes."""
@@ -24,31 +24,40 @@ shortest such header is."""
 
 def text_frame(text: bytes) -> bytes:
     """The frame in which a server sends this text, which is UTF-8. Unmasked (§5.1)."""
-    length = len(text)
+    return _frame(TEXT, text)
+
+
+def binary_frame(content: bytes) -> bytes:
+    """The frame in which a server sends these bytes."""
+    return _frame(BINARY, content)
+
+
+def _frame(kind: int, content: bytes) -> bytes:
+    length = len(content)
     if length < TWO_BYTES:
-        return struct.pack("!BB", TEXT, length) + text
+        return struct.pack("!BB", kind, length) + content
     if length < 1 << 16:
-        return struct.pack("!BBH", TEXT, TWO_BYTES, length) + text
-    return struct.pack("!BBQ", TEXT, EIGHT_BYTES, length) + text
+        return struct.pack("!BBH", kind, TWO_BYTES, length) + content
+    return struct.pack("!BBQ", kind, EIGHT_BYTES, length) + content
 
 
-def text_of(frame: bytes) -> str:
-    """The text of a frame that `text_frame` made."""
+def content_of(frame: bytes) -> bytes:
+    """What is in a frame that was made here."""
     start = {TWO_BYTES: 4, EIGHT_BYTES: 10}.get(frame[1], 2)
-    return frame[start:].decode()
+    return frame[start:]
 
 
-def short_text(data: bytes, start: int) -> tuple[bytes, int] | None:
-    """The text of the frame that begins at `start`, and where the next begins. None unless it is
+def short_message(data: bytes, start: int) -> tuple[bytes, int] | None:
+    """The content of the frame that begins at `start`, and where the next begins. None unless it is
     all there and as plain as frames are: final, no extension bits, masked, below 126 bytes."""
-    if len(data) < start + MASKED or data[start] != TEXT:
+    if len(data) < start + MASKED or data[start] not in (TEXT, BINARY):
         return None
     length = data[start + 1] - MASK_BIT
     end = start + MASKED + length
     if not 0 <= length < TWO_BYTES or end > len(data):
         return None
-    text = data[start + MASKED : end]
-    return apply_mask(text, data[start + 2 : start + MASKED]), end
+    content = data[start + MASKED : end]
+    return apply_mask(content, data[start + 2 : start + MASKED]), end
 
 
 def bytes_to_come(data: bytes, at: int) -> int | None:

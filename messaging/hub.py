@@ -12,7 +12,6 @@ to be read is asked for through `Needs`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,15 +20,16 @@ from itertools import chain
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
-from messaging.messages import Said, Sent, StoredMessage
+from messaging.fanout import Fanout
+from messaging.messages import Said, StoredMessage
 from subscriptions.bindings import Change, Changes, ChannelKey, Expected, GroupBinding, Join
 
 
 class Port(Protocol):
-    """Where frames for one socket go; `offer` says False when there is no room."""
+    """Where messages for one socket go; `offer` says False when there is no room."""
 
-    def offer(self, sent: Sent) -> bool:
-        """Take the frame of a message, or refuse it."""
+    def offer(self, fanout: Fanout, uid: str) -> bool:
+        """Take a message as `uid` is shown it, or refuse it."""
 
 
 VERSION = attrgetter("version")
@@ -46,10 +46,6 @@ class Span(NamedTuple):
     highest_position: int
     version: int
     highest_version: int
-
-
-Encode = Callable[[Said, str], bytes]
-"""(message, uid of the receiver) → frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,48 +115,15 @@ class Group:
         return min((binding.version for binding in self.bindings.values()), default=0)
 
 
-class Fanout:
-    """One message on its way to many: each different frame is encoded once."""
-
-    def __init__(self, message: Said, encode: Encode) -> None:
-        self.message = message
-        self._encode = encode
-        self._is_person = message.key.is_person
-        self._sent: dict[str, Sent] = {}
-
-    def sent_to(self, uid: str) -> Sent:
-        """What this uid is sent; only person channels have more than one."""
-        shown = self.message.key.seen_by(uid) if self._is_person else ""
-        sent = self._sent.get(shown)
-        if sent is None:
-            message = self.message
-            frame = self._encode(message, uid)
-            sent = self._sent[shown] = Sent(
-                frame,
-                message.message_id,
-                message.seq > 0,
-                time.monotonic(),
-                command=command_of(message),
-            )
-        return sent
-
-
-def command_of(said: Said) -> tuple[int, int] | None:
-    """Of a stored command, its channel's pk and its seq."""
-    is_command = isinstance(said, StoredMessage) and said.sync_once and said.seq > 0
-    return (said.channel, said.seq) if is_command else None
-
-
 class Hub:
     """Sessions and groups of one node."""
 
-    def __init__(self, needs: Needs, encode: Encode) -> None:
+    def __init__(self, needs: Needs) -> None:
         self.sessions: dict[str, LiveSession] = {}
         self.by_uid: dict[str, dict[str, LiveSession]] = {}
         self.groups: dict[int, Group] = {}
         self._released: dict[tuple[int, str], int] = {}
         self._needs = needs
-        self._encode = encode
         self.deliveries = {"doorbell": 0, "fetched": 0, "unstored": 0}  # since they were counted
 
     # --- sessions and bindings ---------------------------------------------------------------
@@ -416,7 +379,7 @@ class Hub:
         if group is None:
             return
         group.head = max(group.head, message.seq)
-        fanout = Fanout(message, self._encode)
+        fanout = Fanout(message)
         delivered, incomplete = 0, False
         channel, offer_to = group.channel, self._offer
         for session in list(group.sessions.values()):
@@ -431,7 +394,7 @@ class Hub:
 
     def _offer(self, session: LiveSession, group: Group, fanout: Fanout) -> Offer:
         """The deliver rule, for live doorbells and fetched messages alike (design §6)."""
-        message = fanout.message
+        message = fanout.said
         seq, version = message.seq, message.version
         heard = session.heard.get(group.channel)
         if heard is None:
@@ -446,7 +409,7 @@ class Hub:
         is_member = binding.is_member_at(version)
         if message.origin == session.id or not (is_member or binding.may_hear(version)):
             outcome = PASSED
-        elif session.port.offer(fanout.sent_to(session.uid)):
+        elif session.port.offer(fanout, session.uid):
             outcome = DELIVERED
         else:
             session.lagging.add(group.channel)
@@ -464,7 +427,7 @@ class Hub:
         group = self.groups.get(channel)
         if group is None:
             return False
-        fanouts = [Fanout(message, self._encode) for message in messages]
+        fanouts = [Fanout(message) for message in messages]
         advanced = False
         for session in list(group.sessions.values()):
             before = session.heard.get(channel)
@@ -477,8 +440,8 @@ class Hub:
         self, session: LiveSession, group: Group, fanouts: Iterable[Fanout], upto: int
     ) -> None:
         for fanout in fanouts:
-            if fanout.message.seq > session.heard.get(group.channel, 0) + 1:
-                session.heard[group.channel] = fanout.message.seq - 1
+            if fanout.said.seq > session.heard.get(group.channel, 0) + 1:
+                session.heard[group.channel] = fanout.said.seq - 1
             offer = self._offer(session, group, fanout)
             self.deliveries["fetched"] += offer is DELIVERED
             if offer in (FULL, UNJUDGED):
@@ -495,13 +458,13 @@ class Hub:
         group = self.groups.get(message.channel)
         if group is None:
             return
-        fanout = Fanout(message, self._encode)
+        fanout = Fanout(message)
         for session in list(group.sessions.values()):
             binding = group.bindings.get(session.id)
             if binding is None or not binding.judges(message.version):
                 continue
             if binding.may_hear(message.version) and message.origin != session.id:
-                taken = session.port.offer(fanout.sent_to(session.uid))
+                taken = session.port.offer(fanout, session.uid)
                 self.deliveries["unstored"] += taken
 
     # --- what the node asks ------------------------------------------------------------------

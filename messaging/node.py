@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from django.db import DatabaseError, connection
 
-from messaging import commands, encoding, metrics, registry, resume
+from messaging import commands, metrics, registry, resume
 from messaging.answers import Answers
 from messaging.catch_up import CatchUp
 from messaging.conf import MessagingConf, conf
@@ -100,7 +100,7 @@ class Node:
         self.loop = asyncio.get_running_loop()
         self.database = DatabaseThreads()
         self.layer = NodeLayer()
-        self.hub = Hub(Needs(self.look, self._group_changed, self._group_changed), encoding.encode)
+        self.hub = Hub(Needs(self.look, self._group_changed, self._group_changed))
         self.catch_up = CatchUp(self.hub, self.database, self.layer)
         self.log = MessageLog(self.database, self._announce)
         self.members: dict[str, Member] = {}

@@ -9,6 +9,8 @@ from itertools import takewhile
 
 from messaging import metrics
 from messaging.conf import conf
+from messaging.dialects import Dialect
+from messaging.fanout import Fanout
 from messaging.messages import Sent
 from messaging.outbox import Outbox
 
@@ -22,17 +24,17 @@ class Port:
     acknowledged.
     """
 
-    def __init__(self, outbox: Outbox) -> None:
-        self.outbox = outbox
+    def __init__(self, outbox: Outbox, dialect: Dialect) -> None:
+        self.outbox, self._dialect = outbox, dialect
         self.last_acked_at = 0.0
         self.on_command: Callable[[int, int], None] | None = None
         self._commands: dict[int, tuple[int, int]] = {}
         self._sent: deque[Sent] = deque(maxlen=conf().unacked)
         self._acknowledged: set[int] = set()
 
-    def offer(self, sent: Sent) -> bool:
-        """Take a message's frame if there is room; a stored one is remembered until it is
-        acknowledged."""
+    def offer(self, fanout: Fanout, uid: str) -> bool:
+        """Take a message if there is room; a stored one is remembered until it is acknowledged."""
+        sent = self._dialect.sent(fanout, uid)
         if not self.outbox.offer(sent.frame):
             return False
         if sent.is_stored:

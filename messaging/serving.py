@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from channels.routing import get_default_application
@@ -26,7 +27,7 @@ from django.core.management.base import CommandError
 
 from messaging.conf import conf
 from messaging.node import drain_node
-from messaging.sockets import BoundedProtocol
+from messaging.sockets import BoundedProtocol, Stalling
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class Server(uvicorn.Server):
             listener.close()
         await drain_node()
         for protocol in list(self.server_state.connections):
-            if isinstance(protocol, BoundedProtocol) and protocol.stalled:
+            if isinstance(protocol, Stalling) and protocol.stalled:
                 protocol.cut("draining")
         await super().shutdown(sockets)
 
@@ -129,23 +130,23 @@ def serve(
     on_started: Callable[[], None],
     ends_with: BaseProcess | None = None,
     on_ended: Callable[[], None] = lambda: None,
+    config: uvicorn.Config | None = None,
 ) -> bool:
     """Serve until a signal, or until the process `ends_with` has ended; returns whether the node
     could say so to its database. `on_ended` ends what was started beside it, while there is time.
     Raises SystemExit when the application did not start."""
-    server = Server(configuration(), on_started, ends_with)
+    server = Server(config or configuration(), on_started, ends_with)
     server.run(sockets=[listener])
     on_ended()
     end_within(EXIT_SECONDS)
     return not server.lifespan.should_exit
 
 
-def configuration() -> uvicorn.Config:
-    """uvicorn's options: the same for one process and for each of several."""
+def configuration(**options: Any) -> uvicorn.Config:
+    """uvicorn's options: the same for one process and for each of several, but for `options`."""
     return uvicorn.Config(
         get_default_application(),
         loop="uvloop",
-        http="httptools",
         ws=BoundedProtocol,
         ws_per_message_deflate=False,  # chat frames are small: memory and CPU for nothing
         ws_max_size=conf().frame_bytes,  # a longer message is closed with 1009
@@ -157,6 +158,7 @@ def configuration() -> uvicorn.Config:
         log_config=None,  # the project's LOGGING
         access_log=False,
         server_header=False,
+        **{"http": "httptools", **options},
     )
 
 
@@ -203,11 +205,17 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 def addresses(listener: socket.socket) -> str:
+    """The line that says where `serve` serves."""
+    here = place(listener)
+    return f"Serving: chat ws://{here}/ws, admin http://{here}/admin/ (Ctrl-C stops)"
+
+
+def place(listener: socket.socket) -> str:
+    """Host and port as they are written in an address."""
     host, port = listener.getsockname()[:2]
     if host in ("0.0.0.0", "::"):  # noqa: S104  # named, not bound
         host = "127.0.0.1"
-    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return f"Serving: chat ws://{place}/ws, admin http://{place}/admin/ (Ctrl-C stops)"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _why_not(error: OSError, host: str, port: int) -> str:

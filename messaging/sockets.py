@@ -7,6 +7,7 @@ that sends pings and reads nothing (300 MB in 12 s, measured).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.http11 import Request
 from websockets.protocol import OPEN
 
-from messaging.frames import bytes_to_come, short_text
+from messaging.frames import bytes_to_come, short_message
 from messaging.wire import EXTENSION
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,25 @@ UNREAD_PONGS = 1 << 20
 frames at 64 KiB, so whoever gets here has sent some 16,000 pings and read nothing since."""
 
 
-class BoundedProtocol(WebSocketsSansIOProtocol):
+class Stalling:
+    """A connection whose peer may stop reading."""
+
+    transport: asyncio.Transport
+    client: tuple[str, int] | None
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the peer does not read what was sent to it."""
+        return self.transport.get_write_buffer_size() > 0
+
+    def cut(self, why: str) -> None:
+        """Drop the connection and what waits for it: closing would wait until it has been read."""
+        address = self.client[0] if self.client else ""
+        logger.info("socket.cut", extra={"why": why, "address": address})
+        self.transport.abort()
+
+
+class BoundedProtocol(Stalling, WebSocketsSansIOProtocol):
     """One WebSocket of `manage.py serve`. It is its own `Wire`."""
 
     paused = False
@@ -88,39 +107,29 @@ class BoundedProtocol(WebSocketsSansIOProtocol):
             self._on_takes()
 
     def data_received(self, data: bytes) -> None:
-        """Let the session take whole short texts at once; the rest is parsed, and queued for
+        """Let the session take whole short messages at once; the rest is parsed, and queued for
         `receive`. For that it must be known where a frame begins: it is, unless one came before
         the handshake was over, or was cut within its header."""
         if self.conn.state is not OPEN:
             if self.handshake_initiated or not data.endswith(END_OF_REQUEST):
                 self._to_come = None
         elif self._to_come is not None:
-            data = data[self._take_texts(data) :]
+            data = data[self._take_messages(data) :]
             self._to_come = bytes_to_come(data, self._to_come)
         if data:
             super().data_received(data)
 
-    def _take_texts(self, data: bytes) -> int:
-        """Where the first frame begins that the session did not take."""
+    def _take_messages(self, data: bytes) -> int:
+        """Where the first frame begins that the session did not take. It takes none while an
+        earlier one waits for it."""
         start, taken = 0, self._taken
         between_messages = not self._to_come and self.conn.current_size is None
-        if taken is not None and between_messages and not self.close_sent:
-            while (found := short_text(data, start)) and taken(found[0]):
+        if taken is not None and between_messages and not self.close_sent and self.queue.empty():
+            while (found := short_message(data, start)) and taken(found[0]):
                 start = found[1]
         return start
 
     # --- what a peer may make us keep --------------------------------------------------------
-
-    @property
-    def stalled(self) -> bool:
-        """Whether the peer does not read what was sent to it."""
-        return self.transport.get_write_buffer_size() > 0
-
-    def cut(self, why: str) -> None:
-        """Drop the connection and what waits for it: closing would wait until it has been read."""
-        address = self.client[0] if self.client else ""
-        logger.info("socket.cut", extra={"why": why, "address": address})
-        self.transport.abort()
 
     def handle_ping(self) -> None:
         """Answer a ping, unless its sender reads none of the answers."""

@@ -27,8 +27,8 @@ class Wire(Protocol):
 
     def attach(self, on_takes: Callable[[], None], taken: Callable[[bytes], bool]) -> None:
         """The socket is accepted: from now on call `on_takes` when it takes frames again after it
-        did not (those of a peer that has gone are taken, and dropped), and ask `taken` of a text
-        that comes whether that is all: else `receive` has it."""
+        did not (those of a peer that has gone are taken, and dropped), and ask `taken` of a message
+        that comes, while none waits for `receive`, whether that is all: else `receive` has it."""
 
     async def detach(self) -> None:
         """Take no more, and call nobody. Twice is once."""

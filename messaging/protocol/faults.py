@@ -47,6 +47,7 @@ class Fault(Enum):
     )
     NOT_SERVED = (Reason.NOT_ALLOW_SEND, "subscribing is not done over the wire", False)
     CONNECTED_ALREADY = (Reason.UNKNOWN, "connect comes once, as the first frame", True)
+    BAD_PACKET = (Reason.UNKNOWN, "these bytes are no packet, or one that is too long", True)
 
     @property
     def reason(self) -> Reason:

@@ -16,10 +16,21 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from messaging.protocol.faults import Fault, ProtocolFault
+from messaging.protocol.fields import (
+    TEXT_LENGTH,
+    TOPIC_LENGTH,
+    check_channel_id,
+    check_channel_type,
+    check_device_flag,
+    check_text,
+    check_uid,
+)
+from messaging.protocol.fields import TOKEN_LENGTH as TOKEN_LENGTH  # for messaging.api.serializers
 from messaging.protocol.packets import (
     ClientPacket,
     ConnAck,
     Connect,
+    ConnectRefused,
     Disconnect,
     DisconnectNotice,
     ErrorReply,
@@ -33,14 +44,12 @@ from messaging.protocol.packets import (
     Resumed,
     Send,
     SendAck,
+    SendRefused,
     ServerPacket,
     Setting,
 )
-from subscriptions.names import PERSON, has_control, is_channel_id, is_uid
+from subscriptions.names import PERSON, has_control, is_uid
 
-TEXT_LENGTH = 100
-TOPIC_LENGTH = 255
-TOKEN_LENGTH = 1_000
 PAYLOAD_BYTES = 1 << 16
 """Largest message body unless a deployment says otherwise: as base64, a twelfth of a frame."""
 POSITIONS = 1_000
@@ -54,8 +63,6 @@ DEPTH = 100
 """Levels of a payload that goes out as an object. Other JSON readers give up at 512 (Apple's) or
 about 1,000 (Python's), and a client that cannot read a frame closes for good: what nests deeper
 goes out as base64, which the SDKs hand on as it is when they cannot read it."""
-CHANNEL_TYPES = range(1, 13)
-DEVICE_FLAGS = (0, 1, 2, 99)
 UINT32, INT64, UINT64 = (1 << 32) - 1, (1 << 63) - 1, (1 << 64) - 1
 INT64_DIGITS = 19
 
@@ -191,9 +198,7 @@ def _optional_params(value: Frame) -> Frame:
 
 def _connect(request_id: str | None, value: Frame) -> Connect:
     params = _params(value)
-    flag = _integer(params, 0, UINT32, "deviceFlag", "device_flag")
-    if flag not in DEVICE_FLAGS:
-        raise ProtocolFault(Fault.BAD_DEVICE)
+    flag = check_device_flag(_integer(params, 0, UINT32, "deviceFlag", "device_flag"))
     return Connect(
         request_id=_needed(request_id),
         uid=_uid(params.get("uid")),
@@ -221,9 +226,7 @@ def _position(value: Any) -> Position:
     """A person channel is named by the peer alone, so that each channel has one name."""
     if not isinstance(value, dict):
         raise ProtocolFault(Fault.BAD_POSITIONS)
-    kind = _integer(value, 0, UINT32, "channelType", "channel_type")
-    if kind not in CHANNEL_TYPES:
-        raise ProtocolFault(Fault.BAD_CHANNEL_TYPE)
+    kind = _channel_type(value)
     channel_id = _channel_id(_member(value, "channelId", "channel_id"), kind)
     if kind == PERSON and not is_uid(channel_id):
         raise ProtocolFault(Fault.BAD_CHANNEL_ID)
@@ -235,9 +238,7 @@ def _position(value: Any) -> Position:
 
 def _send(request_id: str | None, value: Frame) -> Send:
     params = _params(value)
-    kind = _integer(params, 0, UINT32, "channelType", "channel_type")
-    if kind not in CHANNEL_TYPES:
-        raise ProtocolFault(Fault.BAD_CHANNEL_TYPE)
+    kind = _channel_type(params)
     return Send(
         request_id=_needed(request_id),
         channel_id=_channel_id(_member(params, "channelId", "channel_id"), kind),
@@ -344,22 +345,23 @@ def _text(params: Frame, length: int, *names: str) -> str:
         return ""
     if not isinstance(value, str):
         raise ProtocolFault(Fault.BAD_PARAMS)
-    if len(value) > length or has_control(value):
-        raise ProtocolFault(Fault.BAD_TEXT)
-    return value
+    return check_text(value, length)
 
 
 def _uid(value: Any) -> str:
-    if not isinstance(value, str) or not is_uid(value):
+    if not isinstance(value, str):
         raise ProtocolFault(Fault.BAD_UID)
-    return value
+    return check_uid(value)
+
+
+def _channel_type(params: Frame) -> int:
+    return check_channel_type(_integer(params, 0, UINT32, "channelType", "channel_type"))
 
 
 def _channel_id(value: Any, kind: int) -> str:
-    """A person channel is named by the peer, or by the pair `a@b` (§4.4)."""
-    if not isinstance(value, str) or not is_channel_id(value, kind):
+    if not isinstance(value, str):
         raise ProtocolFault(Fault.BAD_CHANNEL_ID)
-    return value
+    return check_channel_id(value, kind)
 
 
 def _flags(value: Any, names: dict[str, tuple[str, ...]]) -> dict[str, bool]:
@@ -418,7 +420,7 @@ def _from_base64(text: str) -> bytes:
 
 
 def encode(packet: ServerPacket) -> bytes:
-    """The text of a packet, as UTF-8."""
+    """The text of a packet, as UTF-8. Of any but `SubAck`: nobody subscribes in JSON-RPC."""
     return _encode_json(WRITERS[type(packet)](packet))
 
 
@@ -544,9 +546,15 @@ def _error(packet: ErrorReply) -> Frame:
     return {"jsonrpc": "2.0", "id": packet.request_id, "error": error}
 
 
+def _refusal(packet: ConnectRefused | SendRefused) -> Frame:
+    return _error(ErrorReply(packet.request_id, packet.reason))
+
+
 WRITERS: dict[type[ServerPacket], Callable[[Any], Frame]] = {
     ConnAck: _connack,
+    ConnectRefused: _refusal,
     SendAck: _sendack,
+    SendRefused: _refusal,
     Recv: _recv,
     Pong: _pong,
     Event: _event,

@@ -53,7 +53,7 @@ class Position:
 @dataclass(frozen=True, slots=True)
 class Connect:
     """The first packet of every session (§1.3). `positions`: None where the client resumes nothing,
-    as the SDKs do."""
+    as the SDKs do. `client_key`: an X25519 key in base64, of the binary protocol alone (§2.10)."""
 
     request_id: str
     uid: str
@@ -63,11 +63,13 @@ class Connect:
     client_timestamp: int = 0
     version: int = 0
     positions: tuple[Position, ...] | None = None
+    client_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """A message for a channel; `channel_id` as the sender calls it (§1.3)."""
+    """A message for a channel; `channel_id` as the sender calls it (§1.3). `request_id`: what the
+    peer calls this request; of a binary frame, its clientSeq in decimal."""
 
     request_id: str
     channel_id: str
@@ -104,7 +106,30 @@ class Disconnect:
     reason: str = ""
 
 
-ClientPacket = Connect | Send | RecvAck | Ping | Disconnect
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """A wish to hear a channel, or with `action` 1 no longer (§2.8). It carries no message and is
+    answered with a `SubAck`."""
+
+    sub_no: str
+    channel_id: str
+    channel_type: int
+    action: int
+    param: str = ""
+    setting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BadSend:
+    """A send whose body does not bear its key, or cannot be deciphered (§2.10): it is answered with
+    a `SendRefused` in its turn, and the session goes on."""
+
+    request_id: str
+    reason: Reason
+    header: Header = Header()
+
+
+ClientPacket = Connect | Send | RecvAck | Ping | Disconnect | Subscribe | BadSend
 
 
 class Resume(StrEnum):
@@ -141,13 +166,44 @@ class Resumed:
 @dataclass(frozen=True, slots=True)
 class ConnAck:
     """The connect was accepted. `time_diff`: server minus client, milliseconds. `positions`: None
-    to a client that named none."""
+    to a client that named none. `server_key` in base64 and `salt`: empty in JSON-RPC (§2.10)."""
 
     request_id: str
     server_version: int
     time_diff: int
     node_id: int
     positions: tuple[Resumed, ...] | None = None
+    server_key: str = ""
+    salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectRefused:
+    """The connect was refused; the socket is closed after it."""
+
+    request_id: str
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class SendRefused:
+    """A send was refused: nothing was stored, or what bears `message_id` already (§2.6)."""
+
+    request_id: str
+    reason: Reason
+    message_id: int = 0
+    header: Header = Header()
+
+
+@dataclass(frozen=True, slots=True)
+class SubAck:
+    """The answer to a `Subscribe`, which it names (§2.8)."""
+
+    sub_no: str
+    channel_id: str
+    channel_type: int
+    action: int
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,4 +268,15 @@ class ErrorReply:
     text: str | None = None
 
 
-ServerPacket = ConnAck | SendAck | Recv | Pong | Event | DisconnectNotice | ErrorReply
+ServerPacket = (
+    ConnAck
+    | ConnectRefused
+    | SendAck
+    | SendRefused
+    | Recv
+    | Pong
+    | Event
+    | DisconnectNotice
+    | SubAck
+    | ErrorReply
+)

@@ -7,15 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
-from messaging.frames import bytes_to_come, short_text, text_frame, text_of
+from messaging.frames import binary_frame, bytes_to_come, content_of, short_message, text_frame
 
 
+@pytest.mark.parametrize(
+    ("make", "kind"), [(text_frame, Opcode.TEXT), (binary_frame, Opcode.BINARY)]
+)
 @pytest.mark.parametrize("length", [0, 1, 125, 126, 127, 65_535, 65_536, 100_000])
-def test_frame_is_the_librarys_and_gives_its_text_back(length):
-    text = ("é" * length)[:length].encode()
-    frame = text_frame(text)
-    assert frame == Frame(Opcode.TEXT, text).serialize(mask=False)
-    assert text_of(frame) == text.decode()
+def test_frame_is_the_librarys_and_gives_its_content_back(length, make, kind):
+    content = ("é" * length)[:length].encode()
+    frame = make(content)
+    assert frame == Frame(kind, content).serialize(mask=False)
+    assert content_of(frame) == content
 
 
 # --- what comes -----------------------------------------------------------------------------------
@@ -36,18 +39,23 @@ def masked(frame: Frame) -> bytes:
 
 
 @given(frames, st.binary(max_size=10), st.binary(max_size=10))
-def test_short_text_is_read_as_the_library_reads_it_and_nothing_else_is(frame, before, after):
+def test_short_message_is_read_as_the_library_reads_it_and_nothing_else_is(frame, before, after):
     data = masked(frame)
-    found = short_text(before + data + after, len(before))
-    plain = frame.opcode is Opcode.TEXT and frame.fin and not frame.rsv1 and len(frame.data) < 126
+    found = short_message(before + data + after, len(before))
+    plain = (
+        frame.opcode in (Opcode.TEXT, Opcode.BINARY)
+        and frame.fin
+        and not frame.rsv1
+        and len(frame.data) < 126
+    )
     assert found == ((frame.data, len(before) + len(data)) if plain else None)
 
 
 @given(frames, st.data())
-def test_text_of_which_a_byte_is_missing_is_not_read(frame, data):
+def test_message_of_which_a_byte_is_missing_is_not_read(frame, data):
     whole = masked(frame)
     cut = data.draw(st.integers(0, len(whole) - 1))
-    assert short_text(whole[:cut], 0) is None
+    assert short_message(whole[:cut], 0) is None
 
 
 @given(st.lists(frames, max_size=4), frames, st.data())

@@ -15,7 +15,7 @@ def hub():
     def ignore(_):
         pass
 
-    return Hub(Needs(ignore, ignore, ignore), lambda message, uid: b"")
+    return Hub(Needs(ignore, ignore, ignore))
 
 
 def connect(hub, session, stays):
@@ -68,7 +68,7 @@ def test_binding_that_the_group_lost_is_left_out(hub):
 class Shelf:
     """A port with room for everything."""
 
-    def offer(self, sent):
+    def offer(self, fanout, uid):
         return True
 
 
@@ -98,7 +98,7 @@ def test_what_is_not_stored_is_withheld_where_it_cannot_be_judged(hub, version, 
 class FullShelf:
     """A port without room."""
 
-    def offer(self, sent):
+    def offer(self, fanout, uid):
         return False
 
 

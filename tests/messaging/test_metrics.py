@@ -34,7 +34,7 @@ from tests.support.factories import in_thread, make_group
 from tests.support.peers import Peer
 from tests.support.server import API_TOKEN, ROOT
 from tests.support.waiting import eventually
-from tests.support.wires import FakeWire
+from tests.support.wires import AsGiven, FakeWire
 
 LABELS = {"cause", "how", "kind", "lane", "le", "reason", "step", "where", "why"}
 """The only names that a label may have."""
@@ -330,10 +330,10 @@ async def test_full_outbox_and_resends_are_counted(settings):
     wire = FakeWire()
     wire.paused = True
     turn = Turn(asyncio.get_running_loop())
-    port = Port(Outbox(wire, turn, lambda: None))
+    port = Port(Outbox(wire, turn, lambda: None), AsGiven())
     port.outbox.open(b"")
-    assert port.offer(Sent(b"123456", 1, True, 0.0))
-    assert not port.offer(Sent(b"123456", 2, True, 0.0))
+    assert port.offer(Sent(b"123456", 1, True, 0.0), "alice")
+    assert not port.offer(Sent(b"123456", 2, True, 0.0), "alice")
     assert [value(name) for name in names] == [before[0] + 1, before[1]]
     port.outbox._bytes = 0
     port.last_acked_at = time.monotonic() + 1

@@ -9,20 +9,20 @@ import pytest
 from messaging.messages import Sent
 from messaging.outbox import Outbox, Turn
 from messaging.port import Port
-from tests.support.wires import FakeWire
+from tests.support.wires import AsGiven, FakeWire
 
 
 @pytest.fixture
 async def port(settings):
     settings.MESSAGING = {"UNACKED": 4, "RESENDS": 1, "RESEND_SECONDS": 60}
-    port = Port(Outbox(FakeWire(), Turn(asyncio.get_running_loop()), lambda: None))
+    port = Port(Outbox(FakeWire(), Turn(asyncio.get_running_loop()), lambda: None), AsGiven())
     port.outbox.open(b"")
     return port
 
 
 def send(port, *ids, at=0.0):
     for number in ids:
-        assert port.offer(Sent(str(number).encode(), number, True, at))
+        assert port.offer(Sent(str(number).encode(), number, True, at), "alice")
 
 
 def waiting(port):
@@ -50,7 +50,7 @@ async def test_acknowledging_what_is_not_waited_for_changes_nothing(port):
 
 async def test_only_the_newest_are_kept_and_none_that_is_not_stored(port):
     send(port, 1, 2, 3, 4, 5)
-    assert port.offer(Sent(b"x", 6, False, 0.0))
+    assert port.offer(Sent(b"x", 6, False, 0.0), "alice")
     assert waiting(port) == [2, 3, 4, 5]
 
 
@@ -79,10 +79,10 @@ async def test_session_that_acknowledges_nothing_is_sent_nothing_again(port):
 
 async def test_commands_that_were_acknowledged_are_told_once(port):
     told = []
-    assert port.offer(Sent(b"x", 1, True, 0.0, command=(7, 1)))  # nobody asks for it
+    assert port.offer(Sent(b"x", 1, True, 0.0, command=(7, 1)), "alice")  # nobody asks for it
     port.on_command = lambda channel, seq: told.append((channel, seq))
     for number in range(2, 8):
-        assert port.offer(Sent(b"x", number, True, 0.0, command=(7, number)))
+        assert port.offer(Sent(b"x", number, True, 0.0, command=(7, number)), "alice")
     for number in (1, 2, 3, 7, 6, 6, 4):
         port.acknowledge(number, 0.0)
     assert told == [(7, 7), (7, 6), (7, 4)], "of 2 and 3 nobody knows any more: UNACKED is 4"

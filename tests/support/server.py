@@ -21,6 +21,7 @@ from uuid import uuid4
 import httpx
 import psycopg
 import uvicorn
+from uvicorn.server import ServerState
 
 from tests.support import services
 from tests.support.scratch import reserve_port, scratch_folder
@@ -76,6 +77,24 @@ class Here:
             answer = await client.post(path, json=body, headers={"token": API_TOKEN})
         assert answer.status_code == 200, answer.text
         return answer.json()
+
+    @asynccontextmanager
+    async def tcp(self) -> AsyncIterator[str]:
+        """The same node over TCP: the address."""
+        from messaging.tcp import TcpSocket
+
+        state = ServerState()
+        config = uvicorn.Config("", log_config=None)
+        listener = await asyncio.get_running_loop().create_server(
+            lambda: TcpSocket(config, state, {}), "127.0.0.1", 0
+        )
+        try:
+            yield f"tcp://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        finally:
+            listener.close()
+            for connection in list(state.connections):
+                connection.shutdown()
+            await asyncio.gather(*state.tasks)
 
 
 @asynccontextmanager

@@ -16,8 +16,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from messaging.conf import MessagingConf
+from messaging.fanout import Fanout
 from messaging.hub import LiveSession
-from messaging.messages import Sent, StoredMessage
+from messaging.messages import StoredMessage
 from messaging.node import Node
 from subscriptions.bindings import Change, Changes, ChannelKey, Expected, GroupBinding, Join
 from subscriptions.marks import Mark
@@ -272,10 +273,10 @@ class SimPort:
         self.heard: list[StoredMessage] = []
         self.room = True
 
-    def offer(self, sent: Sent) -> bool:
+    def offer(self, fanout: Fanout, uid: str) -> bool:
         """Take it if there is room."""
         if self.room:
-            self.heard.append(self.messages[sent.message_id - 1])
+            self.heard.append(self.messages[fanout.said.message_id - 1])
         return self.room
 
 

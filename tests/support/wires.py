@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from messaging.messages import Sent
+
 
 class FakeWire:
     """A `Wire` that keeps what it was given, write by write."""
@@ -33,3 +35,11 @@ class FakeWire:
         """The peer reads again."""
         self.paused = False
         self._on_takes()
+
+
+class AsGiven:
+    """A `Dialect` by which each message is sent as the test made it."""
+
+    def sent(self, sent: Sent, uid: str) -> Sent:
+        """That."""
+        return sent

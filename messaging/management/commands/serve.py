@@ -4,22 +4,17 @@ import socket
 from argparse import ArgumentParser, ArgumentTypeError
 from typing import Any
 
-from django.conf import settings
-from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DatabaseError, connection
+from django.db import connection
 
-from messaging import registry
+from messaging import starting
 from messaging.layer import in_memory
 from messaging.lifespan import LEASE_LEFT
 from messaging.serving import addresses, listen, serve
+from messaging.starting import NOT_STARTED
 from messaging.workers import Workers
-from subscriptions.errors import TriggersMissing
-from subscriptions.triggers import install
 from webhooks.beside import Beside
 from webhooks.conf import conf as webhooks_conf
-
-NOT_STARTED = "The application did not start; the log above says why."
 
 
 class Command(BaseCommand):
@@ -38,7 +33,7 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--port",
-            type=_port,
+            type=starting.port,
             default=8000,
             help="Port to listen on, 8000 unless given. 0 takes a free one and prints it.",
         )
@@ -62,10 +57,10 @@ class Command(BaseCommand):
     def handle(
         self, *, host: str, port: int, workers: int, no_webhooks: bool = False, **options: Any
     ) -> None:
-        _require_secret_key()
         _require_reach(workers)
-        _require_triggers()
-        self._warn_of_neighbours()
+        starting.require_all()
+        if warning := starting.warning_of_neighbours():
+            self.stderr.write(warning)
         with listen(host, port) as listener:  # workers share a port, but with nobody else
             place, address = addresses(listener), listener.getsockname()[:2]
             self._webhooks = Beside(wanted=bool(webhooks_conf().endpoints) and not no_webhooks)
@@ -108,27 +103,6 @@ class Command(BaseCommand):
         self.stdout.write(line)
         self.stdout.flush()
 
-    def _warn_of_neighbours(self) -> None:
-        """Two processes with a layer in memory do not hear each other's doorbells."""
-        nodes = registry.live_nodes()
-        connection.close()
-        if nodes and in_memory():
-            self.stderr.write(
-                f"Node {', '.join(map(str, nodes))} serves this database, or did until a moment "
-                "ago. With a channel layer in memory the clients of two processes hear each other "
-                "only by the tick, some seconds late: run one, or set WUKONGIM_REDIS_URL."
-            )
-
-
-def _require_secret_key() -> None:
-    try:
-        settings.SECRET_KEY  # noqa: B018  # Django raises on reading an empty one
-    except ImproperlyConfigured as error:
-        raise CommandError(
-            "There is no secret key. `manage.py bootstrap` makes what is missing; "
-            "or set WUKONGIM_SECRET_KEY (in a project of your own: SECRET_KEY)."
-        ) from error
-
 
 def _require_reach(workers: int) -> None:
     if workers > 1 and in_memory():
@@ -137,23 +111,6 @@ def _require_reach(workers: int) -> None:
             "WUKONGIM_REDIS_URL. The one in memory ends with its process, and their clients would "
             "hear each other only by the tick."
         )
-
-
-def _require_triggers() -> None:
-    try:
-        if not install.has_tables(connection):
-            raise CommandError("The database has no tables yet: run `manage.py migrate`.")
-        install.require(connection)
-    except (DatabaseError, TriggersMissing) as error:
-        raise CommandError(str(error)) from error
-    finally:
-        connection.close()
-
-
-def _port(word: str) -> int:
-    if not (word.isdecimal() and int(word) <= 65535):
-        raise ArgumentTypeError(f"{word!r} is no port: a number from 0 to 65535 is.")
-    return int(word)
 
 
 def _count(word: str) -> int:
