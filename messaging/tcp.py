@@ -24,7 +24,7 @@ READ_AHEAD = 1 << 16
 on as it is taken up, and 10,000 such connections are 640 MB at most."""
 
 CLOSE_SECONDS = 2.0
-"""How long a peer may take to read what was written before the close."""
+"""How long a peer may take to read what was written before the close, and to hang up itself."""
 
 
 class TcpSocket(Stalling, asyncio.Protocol):
@@ -46,6 +46,7 @@ class TcpSocket(Stalling, asyncio.Protocol):
         self._loop = _loop or asyncio.get_running_loop()
         self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._ahead = 0
+        self._closing = False
         self._on_takes: Callable[[], None] | None = None
         self._taken: Callable[[bytes], bool] | None = None
 
@@ -75,7 +76,9 @@ class TcpSocket(Stalling, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Let the session take it at once, or queue it; too much of it is left to the kernel."""
-        if self._taken is not None and self._events.empty() and self._taken(data):
+        if self._closing or (
+            self._taken is not None and self._events.empty() and self._taken(data)
+        ):
             return
         self._events.put_nowait({"type": "websocket.receive", "bytes": data})
         self._ahead += len(data)
@@ -109,7 +112,7 @@ class TcpSocket(Stalling, asyncio.Protocol):
 
     def write_frames(self, frames: Sequence[bytes]) -> None:
         """Write packets in one go; none behind a close."""
-        if not self.transport.is_closing():
+        if not self._closing and not self.transport.is_closing():
             self.transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
 
     def attach(self, on_takes: Callable[[], None], taken: Callable[[bytes], bool]) -> None:
@@ -141,7 +144,15 @@ class TcpSocket(Stalling, asyncio.Protocol):
             self._close()
 
     def _close(self) -> None:
-        """Close when what was written has been read, or could have been."""
-        if not self.transport.is_closing():
+        """Say that no more comes, and drop what does until the peer hangs up. Closing at once would
+        reset the connection while something of the peer's is unread, and some systems then throw
+        away what their side has not read either: why it was sent away, for one."""
+        if self._closing:
+            return
+        self._closing = True
+        if self.transport.can_write_eof() and not self.transport.is_closing():
+            self.transport.resume_reading()
+            self.transport.write_eof()
+        else:
             self.transport.close()
-            self._loop.call_later(CLOSE_SECONDS, self.transport.abort)
+        self._loop.call_later(CLOSE_SECONDS, self.transport.abort)

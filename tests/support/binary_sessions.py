@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+from contextlib import suppress
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -145,8 +146,9 @@ class BinaryPeer(Peer):
         return {"channel_id": channel, "channel_type": kind, "payload": payload, **extra}
 
     async def _read(self) -> None:
-        while (packet := await self.carrier.packet()) is not None:
-            await self._take(self.client.read(packet))
+        with suppress(ConnectionError, ConnectionClosed):  # it went while this acknowledged
+            while (packet := await self.carrier.packet()) is not None:
+                await self._take(self.client.read(packet))
         for future in self.answers.values():
             if not future.done():
                 future.cancel()
