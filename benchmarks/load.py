@@ -4,7 +4,8 @@ It is one thread of picows (a WebSocket library in Cython), so that the servers 
 their clients; what it takes itself is measured, too. Each message carries a token,
 `@ssssnnnnnnnn@`: the number of its sender and the sender's number for it, in hexadecimal. By that a
 socket knows whether what it hears of a sender is complete, in order and meant for it, in any
-envelope.
+envelope. Where the text is encrypted, the token is the message's number for its client, which is
+not; of those packets a sample is deciphered and checked.
 """
 
 from __future__ import annotations
@@ -21,10 +22,24 @@ from typing import Any, Protocol
 
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
-TEXT = WSMsgType.TEXT
+from tests.support.binary_peer import Client
+
+TEXT, BINARY = WSMsgType.TEXT, WSMsgType.BINARY
 MARK = b"@"
 CONNECTS = 64
 """Sockets that are being opened at once."""
+RECV, BINARY_VERSION = 5, 5
+BEHIND_LENGTH = 5
+"""Bytes of a packet before which its length may be, which may look like a mark."""
+SUCCESS = 1
+"""The reason of a CONNACK or SENDACK that says yes."""
+RECVACK_LENGTH = 12
+RECVACK_HEAD = bytes((6 << 4, RECVACK_LENGTH))
+"""Behind it are the id and the seq, which a RECV has in the same form behind its `clientMsgNo`."""
+TOKEN_LENGTH = 14
+SAMPLE = 200
+"""Of so many RECVs of each socket the first is deciphered: the load would be what is measured if
+all were."""
 PATIENCE = 20.0
 """Seconds without anything heard, after which what is missing is called lost."""
 
@@ -36,6 +51,8 @@ class Dialect(Protocol):
     """Whether a sender gets its own message, too."""
     answers: bool
     """Whether a sender gets an answer of the server's for each message."""
+    socket: type[Socket]
+    """What its sockets are."""
 
     def path(self, name: str, room: str) -> str:
         """Where a socket of this user connects, for this room."""
@@ -46,8 +63,8 @@ class Dialect(Protocol):
     def heard(self, socket: Socket, data: bytes) -> None:
         """A frame that is no message."""
 
-    def message(self, room: str, key: int, text: str) -> bytes:
-        """The frame that sends a text to a room."""
+    def message(self, socket: Socket, key: int, text: str) -> bytes:
+        """The frame that sends a text of this socket's to its room."""
 
     def acknowledgement(self, data: bytes) -> bytes | None:
         """The frame that acknowledges a message; None where there is no such thing."""
@@ -57,8 +74,10 @@ class Socket(WSListener):  # type: ignore[misc]  # picows has no types for subcl
     """One socket of one user, who speaks and is listened to in one room.
 
     `next` has for each sender the key that is due, `missing` what a later one has overtaken. A
-    socket that is `aside` hears and checks, but nobody waits for it.
+    socket that is `aside` hears and checks, but nobody waits for it. `kind`: of its frames.
     """
+
+    kind = TEXT
 
     def __init__(self, crowd: Crowd, name: str, room: str, number: int) -> None:
         super().__init__()
@@ -77,14 +96,18 @@ class Socket(WSListener):  # type: ignore[misc]  # picows has no types for subcl
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         """Count a message, or let the dialect see what else it is."""
-        if frame.msg_type != TEXT:
+        if frame.msg_type != self.kind:
             return
         data = frame.get_payload_as_bytes()
-        crowd = self.crowd
         at = data.find(MARK)
         if at < 0:
-            crowd.dialect.heard(self, data)
+            self.crowd.dialect.heard(self, data)
             return
+        self.hear(data, at)
+
+    def hear(self, data: bytes, at: int) -> None:
+        """Count a message whose token is there."""
+        crowd = self.crowd
         key = int(data[at + 1 : at + 13], 16)
         sender = key >> 32
         if key == self.next.get(sender):
@@ -96,7 +119,7 @@ class Socket(WSListener):  # type: ignore[misc]  # picows has no types for subcl
         if crowd.acknowledges:
             answer = crowd.dialect.acknowledgement(data)
             if answer is not None:
-                transport.send(TEXT, answer)
+                self.transport.send(self.kind, answer)
 
     def _is_new(self, key: int, sender: int) -> bool:
         """Whether a message that was not due was never heard before, and is meant for this socket;
@@ -131,7 +154,7 @@ class Socket(WSListener):  # type: ignore[misc]  # picows has no types for subcl
         self.sent += 1
         key = self.number << 32 | self.sent
         text = f"@{key:012x}@".ljust(size, "x")
-        self.transport.send(TEXT, self.crowd.dialect.message(self.room, key, text))
+        self.transport.send(self.kind, self.crowd.dialect.message(self, key, text))
         return key
 
     def lacks(self, sender: Socket) -> int:
@@ -139,6 +162,41 @@ class Socket(WSListener):  # type: ignore[misc]  # picows has no types for subcl
         due = self.next.get(sender.number, sender.number << 32 | 1)
         late = sum(1 for key in self.missing if key >> 32 == sender.number)
         return sender.sent + 1 - (due & 0xFFFFFFFF) + late
+
+
+class BinarySocket(Socket):
+    """One that speaks the binary protocol, with a key of its own."""
+
+    kind = BINARY
+
+    def __init__(self, crowd: Crowd, name: str, room: str, number: int) -> None:
+        super().__init__(crowd, name, room, number)
+        self.client = Client(BINARY_VERSION)
+        self.heard = 0
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        """As ever; but only a RECV has a token, and any byte may be in another packet."""
+        if frame.msg_type != BINARY:
+            return
+        data = frame.get_payload_as_bytes()
+        if data[0] >> 4 != RECV:
+            self.crowd.dialect.heard(self, data)
+            return
+        at = data.find(MARK, BEHIND_LENGTH)
+        if self.heard % SAMPLE == 0:
+            self._check(data, data[at : at + TOKEN_LENGTH])
+        self.heard += 1
+        self.hear(data, at)
+
+    def _check(self, data: bytes, token: bytes) -> None:
+        """Read a RECV as its receiver does: its msgKey has to be right, and its payload readable
+        and that of this message."""
+        try:
+            payload = self.client.read(data)["payload"]
+        except (AssertionError, ValueError):
+            payload = b""
+        if token not in payload:
+            self.crowd.garbled += 1
 
 
 @dataclass
@@ -160,6 +218,7 @@ class Heard:
     leaked: int = 0
     unanswered: int = 0
     gone: int = 0
+    garbled: int = 0
     refused: Sequence[str] = ()
 
     @property
@@ -173,6 +232,7 @@ class Heard:
         counts = {
             "lost": self.lost, "out of order": self.out_of_order, "repeated": self.repeated,
             "leaked": self.leaked, "unanswered": self.unanswered, "sockets gone": self.gone,
+            "garbled": self.garbled,
             "refused": list(self.refused[:3]),
         }  # fmt: skip
         return {name: count for name, count in counts.items() if count}
@@ -196,7 +256,7 @@ class Crowd:
         self._begin()
 
     def _begin(self) -> None:
-        self.deliveries = self.out_of_order = self.repeated = self.leaked = 0
+        self.deliveries = self.out_of_order = self.repeated = self.leaked = self.garbled = 0
         self.left: dict[int, int] = {}
         self.began: dict[int, float] = {}
         self.asked: dict[int, float] = {}
@@ -217,7 +277,7 @@ class Crowd:
 
         async def open_one(name: str, room: str, number: int) -> Socket:
             async with gate:
-                socket = Socket(self, name, room, number)
+                socket = self.dialect.socket(self, name, room, number)
                 await ws_connect(
                     lambda: socket,
                     self.url + self.dialect.path(name, room),
@@ -355,7 +415,8 @@ class Crowd:
         return Heard(
             messages, self.deliveries, self._heard_at - began, sum(self.left.values()),
             self.out_of_order, time.process_time() - cpu, self.milliseconds, self.answered,
-            self.delays or (), self.repeated, self.leaked, len(self.asked), self.gone, self.refused,
+            self.delays or (), self.repeated, self.leaked, len(self.asked), self.gone,
+            self.garbled, self.refused,
         )  # fmt: skip
 
     def _send(self, sender: Socket, size: int) -> None:
@@ -379,6 +440,7 @@ class JsonRpc:
 
     hears_itself = False
     answers = True
+    socket = Socket
 
     def path(self, name: str, room: str) -> str:
         """One path for all."""
@@ -405,12 +467,12 @@ class JsonRpc:
         if at >= 0:
             socket.crowd.answer(int(data[at + 6 : at + 18], 16))
 
-    def message(self, room: str, key: int, text: str) -> bytes:
+    def message(self, socket: Socket, key: int, text: str) -> bytes:
         """A `send`, with its payload as base64."""
         payload = b64encode(b'{"type":1,"content":"%s"}' % text.encode()).decode()
         return (
             f'{{"jsonrpc":"2.0","method":"send","id":"{key:012x}","params":{{"clientMsgNo":'
-            f'"{key:012x}","channelId":"{room}","channelType":2,"payload":"{payload}"}}}}'
+            f'"{key:012x}","channelId":"{socket.room}","channelType":2,"payload":"{payload}"}}}}'
         ).encode()
 
     def acknowledgement(self, data: bytes) -> bytes | None:
@@ -425,11 +487,52 @@ class JsonRpc:
         ).encode()
 
 
+class Binary:
+    """WuKongIM's binary protocol over WebSocket, as its SDKs speak it. A message's token is in its
+    payload and, for all to see, its `clientMsgNo`."""
+
+    hears_itself = False
+    answers = True
+    socket = BinarySocket
+
+    def path(self, name: str, room: str) -> str:
+        """One path for all."""
+        return "/ws"
+
+    def opened(self, socket: BinarySocket) -> None:
+        """Connect."""
+        token, device = f"token-of-{socket.name}", f"device-{socket.number}"
+        socket.transport.send(BINARY, socket.client.connect(socket.name, token, device, 2))
+
+    def heard(self, socket: BinarySocket, data: bytes) -> None:
+        """CONNACK, or the SENDACK of a message, whose `clientSeq` is the second half of its key."""
+        fields = socket.client.read(data)
+        if fields["reasonCode"] != SUCCESS:
+            socket.crowd.refuse(socket, repr(fields).encode())
+        elif not socket.ready.done():
+            socket.ready.set_result(None)
+        else:
+            socket.crowd.answer(socket.number << 32 | fields["clientSeq"])
+
+    def message(self, socket: BinarySocket, key: int, text: str) -> bytes:
+        """A SEND."""
+        payload = b'{"type":1,"content":"%s"}' % text.encode()
+        return socket.client.send(
+            key & 0xFFFFFFFF, socket.room, 2, payload, client_msg_no=text[: TOKEN_LENGTH]
+        )
+
+    def acknowledgement(self, data: bytes) -> bytes | None:
+        """A RECVACK of this RECV: what it needs is behind the token."""
+        at = data.find(MARK, BEHIND_LENGTH) + TOKEN_LENGTH
+        return RECVACK_HEAD + data[at : at + RECVACK_LENGTH]
+
+
 class Tutorial:
     """The chat of the Channels tutorial."""
 
     hears_itself = True
     answers = False
+    socket = Socket
 
     def path(self, name: str, room: str) -> str:
         """A path for each room."""
@@ -442,7 +545,7 @@ class Tutorial:
     def heard(self, socket: Socket, data: bytes) -> None:
         """Nothing but messages comes."""
 
-    def message(self, room: str, key: int, text: str) -> bytes:
+    def message(self, socket: Socket, key: int, text: str) -> bytes:
         """A message."""
         return f'{{"message": "{text}"}}'.encode()
 
@@ -477,6 +580,7 @@ class SocketIo:
 
     hears_itself = True
     answers = False
+    socket = Socket
 
     def path(self, name: str, room: str) -> str:
         """One path for all."""
@@ -496,9 +600,9 @@ class SocketIo:
         elif data == b"2":
             socket.transport.send(TEXT, b"3")
 
-    def message(self, room: str, key: int, text: str) -> bytes:
+    def message(self, socket: Socket, key: int, text: str) -> bytes:
         """An event."""
-        return f'42["message",{{"room":"{room}","text":"{text}"}}]'.encode()
+        return f'42["message",{{"room":"{socket.room}","text":"{text}"}}]'.encode()
 
     def acknowledgement(self, data: bytes) -> bytes | None:
         """There is none."""
@@ -510,6 +614,7 @@ class Ws:
 
     hears_itself = True
     answers = False
+    socket = Socket
 
     def path(self, name: str, room: str) -> str:
         """A path for each room."""
@@ -522,7 +627,7 @@ class Ws:
     def heard(self, socket: Socket, data: bytes) -> None:
         """Nothing but messages comes."""
 
-    def message(self, room: str, key: int, text: str) -> bytes:
+    def message(self, socket: Socket, key: int, text: str) -> bytes:
         """The text."""
         return text.encode()
 

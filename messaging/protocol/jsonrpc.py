@@ -18,6 +18,7 @@ import msgspec
 from messaging.protocol.faults import Fault, ProtocolFault
 from messaging.protocol.fields import (
     TEXT_LENGTH,
+    TOKEN_LENGTH,
     TOPIC_LENGTH,
     check_channel_id,
     check_channel_type,
@@ -25,7 +26,6 @@ from messaging.protocol.fields import (
     check_text,
     check_uid,
 )
-from messaging.protocol.fields import TOKEN_LENGTH as TOKEN_LENGTH  # for messaging.api.serializers
 from messaging.protocol.packets import (
     ClientPacket,
     ConnAck,

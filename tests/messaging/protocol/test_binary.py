@@ -46,7 +46,7 @@ from tests.support.binary_peer import (
     varint,
 )
 
-FOLDER = Path(__file__).parent / "vectors"
+FOLDER = Path(__file__).parents[2] / "vectors"
 CRYPTO = json.loads((FOLDER / "crypto.json").read_text())
 FROM_CLIENTS = {
     case["name"]: case
@@ -500,6 +500,12 @@ def test_codec_waits_while_a_packet_is_not_whole():
         assert codec.waits
         codec.decode(ack[cut:])
         assert not codec.waits
+
+
+def test_packet_without_a_body_is_judged_when_its_length_is_there():
+    codec, _ = session(5)
+    assert codec.decode(b"\x30") == []
+    assert refused(codec, b"\x00").fault is Fault.BAD_PACKET
 
 
 _CONNECT_START = b"\x05\x01" + string("d") + string("alice") + string("")

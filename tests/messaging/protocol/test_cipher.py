@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from messaging.protocol.cipher import SALT_LETTERS, Cipher, agree, cipher_of, encrypted_length
 
-VECTORS = json.loads((Path(__file__).parent / "vectors" / "crypto.json").read_text())
+VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "crypto.json").read_text())
 KEY, IV = b"0123456789abcdef", b"AbCdEfGhIjKlMnOp"
 TEXTS = st.lists(st.binary(max_size=100), min_size=1)
 

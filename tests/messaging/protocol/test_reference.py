@@ -12,6 +12,7 @@ from messaging.permissions import OPEN_TYPES
 from messaging.protocol import jsonrpc
 from messaging.protocol.close_codes import CloseCode
 from messaging.protocol.faults import Fault
+from messaging.protocol.fields import TOKEN_LENGTH
 from messaging.protocol.jsonrpc import decode, encode
 from messaging.protocol.packets import (
     ConnAck,
@@ -101,7 +102,7 @@ def test_limits_table_is_the_codes():
         "channel id": f"{names.CHANNEL_ID_LENGTH} characters",
         "`clientMsgNo`, `deviceId`, `id`": f"{jsonrpc.TEXT_LENGTH} characters",
         "`topic`": f"{jsonrpc.TOPIC_LENGTH} characters",
-        "`token`": f"{jsonrpc.TOKEN_LENGTH} characters",
+        "`token`": f"{TOKEN_LENGTH} characters",
         "positions in a `connect`": f"{conf.resume_positions}",
         "messages that positions bring, all together": f"{conf.lag_messages}",
         "sends of a session that wait to be stored": f"{conf.in_flight}",
