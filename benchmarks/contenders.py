@@ -23,7 +23,7 @@ from typing import Any
 
 import psycopg
 
-from benchmarks.load import Dialect, JsonRpc, Memberships, SocketIo, Tutorial, Ws
+from benchmarks.load import Binary, Dialect, JsonRpc, Memberships, SocketIo, Tutorial, Ws
 from tests.support.cluster import WorkersProcess
 from tests.support.scratch import reserve_port, scratch_folder
 from tests.support.server import (
@@ -141,10 +141,11 @@ class Ours:
         settings: str = OPEN,
         workers: int = 1,
         cores: Sequence[int] = SERVER_CORES,
+        dialect: Dialect | None = None,
     ) -> None:
         self.name, self.networked, self.settings = name, networked, settings
         self.workers, self.cores = workers, cores
-        self.dialect: Dialect = JsonRpc()
+        self.dialect = dialect or JsonRpc()
 
     @contextmanager
     def running(self, stack: Services, rooms: Rooms, database: str = "") -> Iterator[Running]:
@@ -331,6 +332,7 @@ PYTHON_SOCKETIO = Peer(
 NODE_SOCKETIO = Peer("socket.io + Redis, node", ["node", str(NODE / "socketio.js")], SocketIo())
 NODE_WS = Peer("ws, node, no Redis", ["node", str(NODE / "ws.js")], Ws())
 OURS = Ours("ours, PostgreSQL + Valkey")
+OURS_BINARY = Ours("ours, binary", dialect=Binary())
 OURS_EMBEDDED = Ours("ours, SQLite, in memory", networked=False)
 
 

@@ -434,6 +434,11 @@ class Crowd:
 # --- the dialects -------------------------------------------------------------------------------
 
 
+def message_of(text: str) -> bytes:
+    """What the SDKs make of a text."""
+    return b'{"type":1,"content":"%s"}' % text.encode()
+
+
 class JsonRpc:
     """WuKongIM's JSON-RPC over WebSocket, as its SDKs speak it. Each user shows a token; whether it
     has to be the right one is the server's setting."""
@@ -469,7 +474,7 @@ class JsonRpc:
 
     def message(self, socket: Socket, key: int, text: str) -> bytes:
         """A `send`, with its payload as base64."""
-        payload = b64encode(b'{"type":1,"content":"%s"}' % text.encode()).decode()
+        payload = b64encode(message_of(text)).decode()
         return (
             f'{{"jsonrpc":"2.0","method":"send","id":"{key:012x}","params":{{"clientMsgNo":'
             f'"{key:012x}","channelId":"{socket.room}","channelType":2,"payload":"{payload}"}}}}'
@@ -516,10 +521,8 @@ class Binary:
 
     def message(self, socket: BinarySocket, key: int, text: str) -> bytes:
         """A SEND."""
-        payload = b'{"type":1,"content":"%s"}' % text.encode()
-        return socket.client.send(
-            key & 0xFFFFFFFF, socket.room, 2, payload, client_msg_no=text[: TOKEN_LENGTH]
-        )
+        token = text[:TOKEN_LENGTH]
+        return socket.client.send(key & 0xFFFFFFFF, socket.room, 2, message_of(text), token)
 
     def acknowledgement(self, data: bytes) -> bytes | None:
         """A RECVACK of this RECV: what it needs is behind the token."""

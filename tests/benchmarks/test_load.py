@@ -19,7 +19,7 @@ picows = pytest.importorskip(
     "picows", reason="picows, the load's client, is not installed: `make bench` installs it"
 )
 
-from benchmarks.load import Crowd, Heard, JsonRpc, Ws  # noqa: E402 - picows is there
+from benchmarks.load import Binary, Crowd, Heard, JsonRpc, Ws  # noqa: E402 - picows is there
 
 PEOPLE = [("a", "room"), ("b", "room"), ("c", "room"), ("d", "elsewhere")]
 """In this order they connect; `a` sends."""
@@ -210,22 +210,43 @@ async def test_who_is_set_aside_hides_no_loss():
         assert (await talk(crowd)).faults == {"lost": 1}
 
 
-async def test_our_server_is_spoken_to_as_it_wants(here):
+@asynccontextmanager
+async def crowd_of_ours(dialect: Any, here: Any, **how: Any) -> AsyncIterator[Crowd]:
+    """Alice, bob and carol at our server, in one room."""
     names = ("alice", "bob", "carol")
     await in_thread(make_group, "team", *names)
-    crowd = Crowd(JsonRpc(), f"ws://127.0.0.1:{here.port}", acknowledges=True)
-    alice, *_ = await crowd.connect((name, "team") for name in names)
-    heard = await crowd.talk([alice], 0, 4, 160, least=MESSAGES)
-    assert heard.faults == {}
-    assert heard.deliveries == MESSAGES * 2
-    assert len(heard.answered) == MESSAGES
+    crowd = Crowd(dialect, f"ws://127.0.0.1:{here.port}", **how)
+    await crowd.connect(((name, "team") for name in names), at_once=1)
+    yield crowd
     await crowd.close()
 
 
-async def test_refusal_of_our_server_is_said(here):
+@pytest.mark.parametrize("dialect", [JsonRpc(), Binary()])
+async def test_our_server_is_spoken_to_as_it_wants(here, dialect):
+    async with crowd_of_ours(dialect, here, acknowledges=True) as crowd:
+        alice, *_ = crowd.rooms["team"]
+        heard = await crowd.talk([alice], 0, 4, 160, least=MESSAGES)
+        assert heard.faults == {}
+        assert heard.deliveries == MESSAGES * 2
+        assert len(heard.answered) == MESSAGES
+        ports = [session.port for session in here.node.hub.sessions.values()]
+        await eventually(lambda: not any(port._sent for port in ports), "all to be acknowledged")
+
+
+async def test_each_binary_socket_has_a_key_of_its_own(here):
+    async with crowd_of_ours(Binary(), here) as crowd:
+        alice, bob, carol = crowd.rooms["team"]
+        bob.client.cipher = carol.client.cipher
+        heard = await crowd.talk([alice], 0, 1, 160, least=MESSAGES)
+        assert heard.faults == {"garbled": 1}  # of so few, the first alone is deciphered
+        assert heard.deliveries == MESSAGES * 2
+
+
+@pytest.mark.parametrize("dialect", [JsonRpc(), Binary()])
+async def test_refusal_of_our_server_is_said(here, dialect):
     await in_thread(make_group, "team", "alice", "bob")
     await in_thread(make_group, "others", "bob")
-    crowd = Crowd(JsonRpc(), f"ws://127.0.0.1:{here.port}")
+    crowd = Crowd(dialect, f"ws://127.0.0.1:{here.port}")
     (alice,) = await crowd.connect([("alice", "others")])
     heard = await crowd.talk([alice], 0, 1, 160)
     assert "alice was refused" in heard.faults["refused"][0]

@@ -23,7 +23,7 @@ import psycopg
 from redis import Redis
 
 from messaging.conf import STEPS
-from tests.faults.people import Life, Person, Post
+from tests.faults.people import Life, Person, Post, client_of
 from tests.faults.proxy import Proxy
 from tests.support.server import API_TOKEN, ServerProcess, manage
 from tests.support.services import Postgres, Valkey
@@ -323,7 +323,8 @@ class Bench:
         urls = [place.server.url for place in self.places]
         for number, uid in enumerate(self.uids + self.uids[-TWICE:]):
             mine = urls[number % NODES :] + urls[: number % NODES]
-            self.people.append(Person(mine, uid, deviceId=f"device{number}"))
+            client = client_of(number + number // UIDS)  # who has two devices has one of each kind
+            self.people.append(Person(mine, uid, f"device{number}", client))
         await asyncio.gather(*(person.__aenter__() for person in self.people))
 
     async def _make_user(self, number: int) -> None:

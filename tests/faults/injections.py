@@ -10,11 +10,9 @@ rows of sessions are those of the sockets; no finding is left open.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import time
-from base64 import b64encode
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -36,7 +34,7 @@ from tests.faults.bench import (
     must,
     until,
 )
-from tests.faults.people import Life, Person
+from tests.faults.people import Person, client_of
 from tests.faults.proxy import Proxy
 from tests.support.cluster import WorkersProcess
 from tests.support.services import Valkey
@@ -215,7 +213,7 @@ async def every_kind_of_event_after_a_join(bench: Bench) -> None:
     deadline = time.monotonic() + HEARD
     while time.monotonic() < deadline:
         bench.post.send(sender, room)
-        bench.post.send(sender, room, header={"noPersist": True})
+        bench.post.send(sender, room, stored=False)
         await asyncio.sleep(0.2)
         if person.life.unstored[room] and person.life.log[room].seqs:
             return
@@ -353,7 +351,7 @@ async def gone_without_a_word(bench: Bench) -> None:
         with suppress(ConnectionClosed, OSError):
             match bench.die.choice(["abort", "nonsense", "half"]):
                 case "nonsense":
-                    await person.life.socket.send("{not json")
+                    await person.life.socket.send(person.life.nonsense)
                 case "half":
                     person.life.socket.transport.write(b"\x81\xfe\x7f\xff half a frame")
         person.life.abort()
@@ -365,7 +363,7 @@ async def half_connected(bench: Bench) -> None:
 
     async def half(number: int) -> None:
         uid = bench.die.choice(bench.steady).uid
-        life = Life(any_place(bench).server.url, uid, deviceId=f"half{number}")
+        life = client_of(number)(any_place(bench).server.url, uid, deviceId=f"half{number}")
         opening = asyncio.ensure_future(life.open())
         await asyncio.wait([opening], timeout=bench.die.uniform(0, 0.2))
         with suppress(AttributeError):  # its socket may not be there yet
@@ -395,7 +393,7 @@ async def connected_twice(bench: Bench) -> None:
         place = bench.die.choice(
             [each for each in bench.places if each.server.url != person.life.url]
         )
-        second = Life(place.server.url, person.uid, deviceId=person.connect_params["deviceId"])
+        second = person.client(place.server.url, person.uid, **person.connect_params)
         with suppress(OSError, TimeoutError, ConnectionClosed):  # that server may be hurt, too
             await second.open()
             person.lives.insert(-1, second)  # the older one is the one that its client watches
@@ -489,8 +487,8 @@ async def inbox_flooded(bench: Bench) -> None:
         await asyncio.sleep(2)
 
 
-LONG = b64encode(json.dumps({"type": 1, "content": "x" * 15_000}).encode()).decode()
-"""A payload of 20 kB."""
+LONG = "x" * 15_000
+"""A text that takes 20 kB on its way."""
 
 
 @injection("F31")
@@ -519,7 +517,7 @@ async def slow_readers(bench: Bench) -> None:
     try:
         for _ in range(80):
             if (sender := bench.die.choice(bench.senders)).online:
-                bench.post.send(sender, bench.warm[0], payload=LONG)
+                bench.post.send(sender, bench.warm[0], text=LONG)
             await asyncio.sleep(0.1)
     finally:
         for life in lives:
@@ -534,7 +532,8 @@ async def neighbours_come_and_go(bench: Bench) -> None:
     async def neighbour(number: int) -> None:
         while time.monotonic() < deadline:
             uid = bench.die.choice(bench.steady).uid
-            life = Life(any_place(bench).server.url, uid, deviceId=f"neighbour{number}")
+            url = any_place(bench).server.url
+            life = client_of(number)(url, uid, deviceId=f"neighbour{number}")
             with suppress(OSError, TimeoutError, asyncio.CancelledError, ConnectionClosed):
                 await life.open()
             await asyncio.sleep(bench.die.random() / 2)

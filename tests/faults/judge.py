@@ -89,12 +89,14 @@ class Ledger:
 
 @dataclass
 class Verdict:
-    """How many (connection, message) were wrong, by kind, with some of each; and how late the
-    latest was, in seconds from its acknowledgement."""
+    """How many (connection, message) were wrong, by kind, with some of each; how many were heard,
+    and how many of them by binary sessions; and how late the latest was, in seconds from its
+    acknowledgement."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     heard: int = 0
+    heard_binary: int = 0
     worst: float = 0.0
 
     def note(self, kind: str, life: Life, channel: str, seqs: Iterable[int]) -> None:
@@ -107,7 +109,7 @@ class Verdict:
     @property
     def final(self) -> bool:
         """Whether waiting cannot mend it."""
-        return any(self.counts[kind] for kind in ("leaked", "repeated", "inverted"))
+        return any(self.counts[kind] for kind in ("leaked", "repeated", "inverted", "unreadable"))
 
     @property
     def clean(self) -> bool:
@@ -133,6 +135,9 @@ class Judge:
     def judge(self, lives: Iterable[Life]) -> Verdict:
         """All channels of all these connections."""
         for life in lives:
+            if life.unreadable:
+                self.verdict.counts["unreadable"] += 1
+                self.verdict.examples["unreadable"].append(f"{life}: {life.unreadable}")
             for channel in {*self.ledger.channels_of(life.uid), *life.log}:
                 self._judge(life, channel)
         return self.verdict
@@ -141,6 +146,7 @@ class Judge:
         log, note = life.log.get(channel, Log()), self.verdict.note
         heard = Counter(log.seqs)
         self.verdict.heard += len(log.seqs)
+        self.verdict.heard_binary += len(log.seqs) * life.is_binary
         granted, own = self.ledger.granted(channel, life.uid), self.ledger.own(channel, life.uid)
         first, last = self._span(life, channel, log)
         owed = granted[bisect.bisect_left(granted, first) : bisect.bisect_right(granted, last)]

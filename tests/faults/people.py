@@ -1,6 +1,7 @@
 """Who uses the servers of the fault bench: people who listen, some who come and go, some who write.
 
 Each writes down what the judge needs, and no more: a storm of half an hour is millions of messages.
+Half of them speak JSON-RPC, half the binary protocol: whoever judges them need not know which.
 """
 
 from __future__ import annotations
@@ -12,13 +13,20 @@ import math
 import time
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from websockets.exceptions import ConnectionClosed
+
+from tests.support.binary_peer import NO_PERSIST
+from tests.support.binary_sessions import CONNACK, RECV, BinaryPeer
 from tests.support.cluster import Roamer
 from tests.support.peers import Peer
 
+SUCCESS = 1
+"""The reason code of a CONNACK or SENDACK that says yes (protocol §2.9)."""
 WAIT_FOR_ANSWER = 60.0
 """Seconds after which a message whose answer has not come counts as unanswered."""
 
@@ -35,8 +43,13 @@ class Life(Peer):
     """One connection of somebody.
 
     `opened_at` and `ended_at` are monotonic. A life is `severed` when what the server sent did not
-    reach it, and `slow` when it did not read: neither is the server's doing.
+    reach it, and `slow` when it did not read: neither is the server's doing. `unreadable` is what
+    came and was no packet, or not meant for this session's key.
     """
+
+    is_binary = False
+    nonsense: str | bytes = "{not json"
+    """What no server can read."""
 
     def __init__(self, url: str, uid: str, **connect_params: Any) -> None:
         super().__init__(url, uid, **connect_params)
@@ -44,6 +57,7 @@ class Life(Peer):
         self.unstored: dict[str, list[str]] = defaultdict(list)
         self.opened_at = self.ended_at = math.inf
         self.severed = self.slow = False
+        self.unreadable = ""
         self.reading = asyncio.Event()
         self.reading.set()
 
@@ -84,23 +98,94 @@ class Life(Peer):
             await super()._take(frame)
             return
         message = frame["params"]
-        seq, channel = message["messageSeq"], message["channelId"]
+        seq = message["messageSeq"]
+        self._note(message["channelId"], seq, message["payload"])
+        if self.acknowledging:
+            ack = {"messageId": message["messageId"], "messageSeq": seq}
+            await self.socket.send(json.dumps({"method": "recvack", "params": ack}))
+
+    def _note(self, channel: str, seq: int, payload: dict[str, Any]) -> None:
+        """Write down a message that has just come."""
         if seq:
             log = self.log[channel]
             log.seqs.append(seq)
             log.moments.append(time.monotonic())
         else:
-            self.unstored[channel].append(message["payload"]["content"])
+            self.unstored[channel].append(payload["content"])
+
+    def letter(self, channel: str, text: str, number: str, stored: bool) -> dict[str, Any]:
+        """What a message is posted with; `number`: its sender's for it."""
+        header = {} if stored else {"header": {"noPersist": True}}
+        return self.message(channel, text, clientMsgNo=number, **header)
+
+    def outcome(self, answer: dict[str, Any]) -> tuple[int, str]:
+        """Of the answer to a message its seq, 0 if it was not stored, and why it was refused."""
+        if "result" in answer:
+            return answer["result"]["messageSeq"], ""
+        return 0, str(answer["error"]["code"])
+
+
+class BinaryLife(Life, BinaryPeer):
+    """The same in the binary protocol, with a key of its own."""
+
+    is_binary = True
+    nonsense = b"\xff no packet"
+
+    @property
+    def socket(self) -> Any:
+        """The WebSocket; AttributeError before there is one."""
+        return self.carrier.socket
+
+    async def open(self) -> dict[str, Any]:
+        """Connect and log in; returns the CONNACK as JSON-RPC's answer would be."""
+        answer = await super().open()
+        admitted = answer.get("type") == CONNACK and answer["reasonCode"] == SUCCESS
+        return {"result" if admitted else "error": answer}
+
+    async def _read(self) -> None:
+        try:
+            await super()._read()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it says what came
+            self.unreadable = repr(error)
+            self.abort()
+
+    async def _take(self, fields: dict[str, Any]) -> None:
+        if fields["type"] != RECV:
+            await super()._take(fields)
+            return
+        await self.reading.wait()
+        seq = fields["messageSeq"]
+        self._note(fields["channelID"], seq, json.loads(fields["payload"]))
         if self.acknowledging:
-            ack = {"messageId": message["messageId"], "messageSeq": seq}
-            await self.socket.send(json.dumps({"method": "recvack", "params": ack}))
+            ack = self.client.recvack(fields["messageID"], seq, fields["flags"])
+            with suppress(ConnectionClosed):  # what came before that is still to be read
+                await self.carrier.send(ack)
+
+    def letter(self, channel: str, text: str, number: str, stored: bool) -> dict[str, Any]:
+        """What a SEND is made of."""
+        flags = 0 if stored else NO_PERSIST
+        return self.message(channel, text, client_msg_no=number, flags=flags)
+
+    def outcome(self, answer: dict[str, Any]) -> tuple[int, str]:
+        """Of a SENDACK."""
+        if answer["reasonCode"] == SUCCESS:
+            return answer["messageSeq"], ""
+        return 0, str(answer["reasonCode"])
+
+
+def client_of(number: int) -> type[Life]:
+    """What a session with this number is: every second one is binary."""
+    return BinaryLife if number % 2 else Life
 
 
 class Person(Roamer):
-    """Somebody whose client comes back by itself."""
+    """Somebody whose client comes back by itself, and always speaks the same protocol."""
 
-    client = Life
     lives: list[Life]
+
+    def __init__(self, urls: Sequence[str], uid: str, device: str, client: type[Life]) -> None:
+        super().__init__(urls, uid, deviceId=device)
+        self.client = client
 
     @property
     def life(self) -> Life:
@@ -121,15 +206,10 @@ class Letter:
     """A message on its way: of whom, where to, and since when (monotonic)."""
 
     sender: Person
+    channel: str
     body: dict[str, Any]
     began: float
     posted: asyncio.Future[dict[str, Any]] | None = None
-
-    @property
-    def channel(self) -> str:
-        """Where to."""
-        name: str = self.body["channelId"]
-        return name
 
 
 class Post:
@@ -147,13 +227,11 @@ class Post:
         self._letters: dict[int, Letter] = {}
         self._numbers = itertools.count(1)
 
-    def send(self, sender: Person, channel: str, **extra: Any) -> None:
+    def send(self, sender: Person, channel: str, text: str = "", stored: bool = True) -> None:
         """Send a message without waiting for the answer."""
         number = next(self._numbers)
-        body = sender.life.message(
-            channel, f"{number}", clientMsgNo=f"{sender.uid}-{number}", **extra
-        )
-        self._letters[number] = Letter(sender, body, time.monotonic())
+        body = sender.life.letter(channel, text or f"{number}", f"{sender.uid}-{number}", stored)
+        self._letters[number] = Letter(sender, channel, body, time.monotonic())
         self.sent += 1
         self._post(number)
 
@@ -181,16 +259,19 @@ class Post:
             letter.posted = None
             return
         letter.posted = life.post("send", letter.body)
-        letter.posted.add_done_callback(self._answered(number))
+        letter.posted.add_done_callback(self._answered(number, life))
 
-    def _answered(self, number: int) -> Callable[[asyncio.Future[dict[str, Any]]], None]:
+    def _answered(
+        self, number: int, life: Life
+    ) -> Callable[[asyncio.Future[dict[str, Any]]], None]:
         def note(done: asyncio.Future[dict[str, Any]]) -> None:
             if done.cancelled():
                 return
-            letter, answer = self._letters.pop(number), done.result()
-            if "result" not in answer:
-                self.refused[f"{answer['error']['code']}"] += 1
-            elif seq := answer["result"]["messageSeq"]:
+            letter = self._letters.pop(number)
+            seq, refusal = life.outcome(done.result())
+            if refusal:
+                self.refused[refusal] += 1
+            elif seq:
                 spent = (letter.began, time.monotonic())
                 self.acknowledged[letter.channel][seq] = spent
 

@@ -71,7 +71,7 @@ def _where(seed: int) -> str:
 
 def alone(results: Sequence[Result]) -> str:
     """The table of all injections."""
-    return _passed(results) + _table(
+    return _passed(results) + _spoken(results) + _table(
         ["injection", "fault", "what is done", "heard", "missing", "repeated", "inverted", "leaked",
          "worst delay, s", "bound, s", "after it, s", "healed by"],
         ([each.names[0], ", ".join(each.faults) or "–", INJECTIONS[each.names[0]].what,
@@ -81,7 +81,7 @@ def alone(results: Sequence[Result]) -> str:
 
 def pairs(results: Sequence[Result]) -> str:
     """The table of pairs."""
-    return _passed(results) + _table(
+    return _passed(results) + _spoken(results) + _table(
         ["injections", "heard", "missing", "repeated", "inverted", "leaked", "worst delay, s",
          "bound, s", "after it, s"],
         ([" + ".join(each.names), *_figures(each)] for each in results),
@@ -99,7 +99,7 @@ def storm(results: Sequence[Result]) -> str:
         f" {sum(each.verdict.heard for each in results)} heard; oldest check"
         f" {max(each.oldest_check for each in results):.0f} s; false removals"
         f" {sum(each.false_removals for each in results)}.\n\n"
-    ) + _table(
+    ) + _spoken(results) + _table(
         ["round", "injections", "heard", "missing", "repeated", "inverted", "leaked",
          "worst delay, s", "bound, s", "after it, s"], rows,
     )  # fmt: skip
@@ -126,6 +126,17 @@ def _passed(results: Sequence[Result]) -> str:
     failed = [each for each in results if each.problems]
     why = [f"- {' + '.join(each.names)}: {_short(each.problems[0])}\n" for each in failed]
     return f"{len(results) - len(failed)} of {len(results)} rounds passed.\n{''.join(why)}\n"
+
+
+def _spoken(results: Sequence[Result]) -> str:
+    """How much of it was binary."""
+    heard = sum(each.verdict.heard for each in results)
+    binary = sum(each.verdict.heard_binary for each in results)
+    return (
+        f"{results[0].binary} of the {results[0].sessions} sessions spoke the binary protocol, each"
+        f" with a key of its own, and heard {binary} of the {heard} messages; the others spoke"
+        " JSON-RPC.\n\n"
+    )
 
 
 def _healed(result: Result) -> str:

@@ -67,13 +67,16 @@ ROWS = """
 
 @dataclass
 class Result:
-    """What a round showed. `problems` are the product's failures, in words."""
+    """What a round showed. `binary`: how many of the sessions spoke binary; `problems` are the
+    product's failures, in words."""
 
     names: list[str]
     faults: list[str]
     bound: float
     seed: int
     seconds: float = 0.0
+    sessions: int = 0
+    binary: int = 0
     sent: int = 0
     acknowledged: int = 0
     refused: int = 0
@@ -94,7 +97,9 @@ class Result:
         healed = ", ".join(f"{by} {count}" for by, count in self.healed.most_common(4))
         return (
             f"{self.seconds:5.1f} s  {self.acknowledged} acknowledged of {self.sent}"
-            f" ({self.refused} refused), {self.verdict.heard} heard: {wrong};"
+            f" ({self.refused} refused), {self.verdict.heard} heard"
+            f" ({self.verdict.heard_binary} by {self.binary} binary sessions of {self.sessions}):"
+            f" {wrong};"
             f" worst delay {self.verdict.worst:.1f} of {self.bound:.0f} s, after it"
             f" {self.proof * 1000:.0f} ms; false removals {self.false_removals};"
             f" oldest check {self.oldest_check:.0f} s; fetched {self.fetched};"
@@ -283,8 +288,10 @@ class Round:
         result.verdict = verdict = await self._verdict()
         if not verdict.clean:
             result.problems.insert(0, str(verdict))
-        if not verdict.heard:
-            raise BenchFailure("Nobody heard anything: there was no traffic.")
+        if not 0 < verdict.heard_binary < verdict.heard:
+            raise BenchFailure("Nobody heard anything in one of the protocols: no traffic.")
+        clients = [person.client for person in self.bench.people]
+        result.sessions, result.binary = len(clients), sum(each.is_binary for each in clients)
         post = self.bench.post
         result.sent, result.refused = post.sent, post.refused.total()
         result.acknowledged = sum(len(seqs) for seqs in post.acknowledged.values())
