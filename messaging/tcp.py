@@ -44,9 +44,9 @@ class TcpSocket(Stalling, asyncio.Protocol):
         """As uvicorn makes its protocols."""
         self._server = server_state
         self._loop = _loop or asyncio.get_running_loop()
-        self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._ahead = 0
-        self._closing = False
+        self._pending = bytearray()
+        self._news = asyncio.Event()
+        self._begun = self._closing = self._lost = False
         self._on_takes: Callable[[], None] | None = None
         self._taken: Callable[[bytes], bool] | None = None
 
@@ -57,7 +57,6 @@ class TcpSocket(Stalling, asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         self.client = transport.get_extra_info("peername")
         self._server.connections.add(cast(Any, self))
-        self._events.put_nowait({"type": "websocket.connect"})
         self._scope: dict[str, Any] = {
             "type": "wukongim.tcp",
             "client": self.client,
@@ -75,21 +74,21 @@ class TcpSocket(Stalling, asyncio.Protocol):
         self._close()
 
     def data_received(self, data: bytes) -> None:
-        """Let the session take it at once, or queue it; too much of it is left to the kernel."""
-        if self._closing or (
-            self._taken is not None and self._events.empty() and self._taken(data)
-        ):
+        """Let the session take it at once, or keep it for `receive`; too much of it is left to the
+        kernel."""
+        if self._closing or (not self._pending and self._taken is not None and self._taken(data)):
             return
-        self._events.put_nowait({"type": "websocket.receive", "bytes": data})
-        self._ahead += len(data)
-        if self._ahead > READ_AHEAD:
+        self._pending += data
+        self._news.set()
+        if len(self._pending) > READ_AHEAD:
             self.transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take what waits to be written, and drop it: whoever waits for room would wait for ever.
         Then let go of everything, so that no collector has to find this."""
         self._server.connections.discard(cast(Any, self))
-        self._events.put_nowait({"type": "websocket.disconnect", "code": 1006})
+        self._lost = True
+        self._news.set()
         if self.paused:
             self.resume_writing()
         self._let_go()
@@ -130,12 +129,19 @@ class TcpSocket(Stalling, asyncio.Protocol):
     # --- as an ASGI socket -------------------------------------------------------------------
 
     async def _receive(self) -> dict[str, Any]:
-        event = await self._events.get()
-        was_ahead = self._ahead > READ_AHEAD
-        self._ahead -= len(event.get("bytes", b""))
-        if was_ahead and self._ahead <= READ_AHEAD and not self.transport.is_closing():
+        if not self._begun:
+            self._begun = True
+            return {"type": "websocket.connect"}
+        while not self._pending:
+            if self._lost:
+                return {"type": "websocket.disconnect", "code": 1006}
+            self._news.clear()
+            await self._news.wait()
+        data = bytes(self._pending)
+        self._pending.clear()
+        if len(data) > READ_AHEAD and not self.transport.is_closing():
             self.transport.resume_reading()
-        return event
+        return {"type": "websocket.receive", "bytes": data}
 
     async def _send(self, event: dict[str, Any]) -> None:
         if event["type"] == "websocket.send":

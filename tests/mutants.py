@@ -758,8 +758,8 @@ MUTANTS = [
     Mutant(
         "the turn of binary pieces over TCP",
         "messaging/tcp.py",
-        "self._taken is not None and self._events.empty() and self._taken(data)",
-        "self._taken is not None and self._taken(data)",
+        "(not self._pending and self._taken is not None and self._taken(data))",
+        "(self._taken is not None and self._taken(data))",
         "messaging/test_tcp.py",
     ),
     Mutant(

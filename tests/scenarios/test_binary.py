@@ -4,10 +4,8 @@ one chat, one set of rules (protocol §2, §4)."""
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 import pytest
-from websockets.exceptions import ConnectionClosed
 
 from messaging.models import Message
 from messaging.protocol.reasons import Reason
@@ -261,15 +259,3 @@ async def test_events_go_to_version_5_only(here, url, version):
         await alice.until(lambda: len(alice.raw) == 2)
         assert [each["type"] for each in alice.notices] == ([EVENT] if version == 5 else [])
         assert alice.raw[0]["setting"] == (2 if version == 5 else 0)
-
-
-async def test_last_word_arrives_though_the_peer_is_still_sending(here, url):
-    await in_thread(make_users, "alice")
-    async with BinaryPeer(url, "alice") as alice:
-        await alice.ask("ping")
-        await here.post("/user/device_quit", uid="alice", device_flag=2)
-        with suppress(ConnectionError, ConnectionClosed):
-            while not alice.reader.done():
-                await alice.carrier.send(b"\x70" * 10_000)
-        await ended(alice)
-        assert [each["type"] for each in alice.notices] == [DISCONNECT]
