@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -119,6 +121,19 @@ async def test_reader_that_stalled_is_cut_and_holds_up_no_stop(server, tcp):
         began = time.monotonic()
         assert await asyncio.to_thread(tcp.stop) == 0
         assert time.monotonic() - began < 15
+
+
+async def test_metrics_of_the_process_are_shown_on_a_port_of_their_own(server):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with TcpProcess(server, "--metrics-port", str(port)) as tcp:
+        async with BinaryPeer(tcp.url, "alice"):
+            url = f"http://127.0.0.1:{port}/metrics"
+            answer = await asyncio.to_thread(httpx.get, url, trust_env=False)
+            assert "\nwukongim_sessions_opened_total 1.0\n" in answer.text
+        done = server.manage("serve_tcp", "--port", "0", "--metrics-port", str(port), check=False)
+        assert f"Cannot show metrics on port {port}: Address already in use." in done.stderr
 
 
 # --- TLS -----------------------------------------------------------------------------------------

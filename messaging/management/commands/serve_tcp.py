@@ -5,12 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
+from prometheus_client import start_http_server
 
-from messaging import starting
+from messaging import (
+    metrics,  # noqa: F401 - puts this app's metrics into the registry
+    starting,
+)
 from messaging.lifespan import LEASE_LEFT
 from messaging.serving import configuration, listen, place, serve
 from messaging.starting import NOT_STARTED
 from messaging.tcp import TcpSocket
+from subscriptions.metrics import REGISTRY
 
 
 class Command(BaseCommand):
@@ -48,6 +53,14 @@ class Command(BaseCommand):
             help="The certificate's private key, in PEM, where it is not in the same file.",
         )
 
+        parser.add_argument(
+            "--metrics-port",
+            type=starting.port,
+            metavar="PORT",
+            help="Answer Prometheus there with what this process has counted, to callers from this "
+            "machine alone. Nowhere unless given.",
+        )
+
     def handle(
         self,
         *,
@@ -55,12 +68,15 @@ class Command(BaseCommand):
         port: int,
         certificate: Path | None = None,
         key: Path | None = None,
+        metrics_port: int | None = None,
         **options: Any,
     ) -> None:
         starting.require_all()
         if warning := starting.warning_of_neighbours():
             self.stderr.write(warning)
         config = configuration(http=TcpSocket, **_tls(certificate, key))
+        if metrics_port is not None:
+            _show_metrics(metrics_port)
         with listen(host, port) as listener:
             secure = "TLS" if certificate else "no TLS"
             line = f"Serving: chat tcp://{place(listener)}, {secure} (Ctrl-C stops)"
@@ -74,6 +90,16 @@ class Command(BaseCommand):
     def _started(self, line: str) -> None:
         self.stdout.write(line)
         self.stdout.flush()
+
+
+def _show_metrics(port: int) -> None:
+    """Serve them from a thread of their own. No token: nobody is named, nobody else can ask."""
+    try:
+        start_http_server(port, addr="127.0.0.1", registry=REGISTRY)
+    except OSError as error:
+        raise CommandError(
+            f"Cannot show metrics on port {port}: {error.strerror}. Choose another --metrics-port."
+        ) from error
 
 
 def _tls(certificate: Path | None, key: Path | None) -> dict[str, Any]:
