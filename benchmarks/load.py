@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
+from messaging.protocol.reasons import Reason
 from tests.support.binary_peer import Client
 
 TEXT, BINARY = WSMsgType.TEXT, WSMsgType.BINARY
@@ -31,8 +32,6 @@ CONNECTS = 64
 RECV, BINARY_VERSION = 5, 5
 BEHIND_LENGTH = 5
 """Bytes of a packet before which its length may be, which may look like a mark."""
-SUCCESS = 1
-"""The reason of a CONNACK or SENDACK that says yes."""
 RECVACK_LENGTH = 12
 RECVACK_HEAD = bytes((6 << 4, RECVACK_LENGTH))
 """Behind it are the id and the seq, which a RECV has in the same form behind its `clientMsgNo`."""
@@ -512,7 +511,7 @@ class Binary:
     def heard(self, socket: BinarySocket, data: bytes) -> None:
         """CONNACK, or the SENDACK of a message, whose `clientSeq` is the second half of its key."""
         fields = socket.client.read(data)
-        if fields["reasonCode"] != SUCCESS:
+        if fields["reasonCode"] != Reason.SUCCESS:
             socket.crowd.refuse(socket, repr(fields).encode())
         elif not socket.ready.done():
             socket.ready.set_result(None)

@@ -89,8 +89,6 @@ class Binary:
     """The binary protocol (§2), in binary frames or, over TCP, in none. `carry` makes the frame of
     a packet's bytes, `content` undoes that."""
 
-    __slots__ = ("_carry", "_codec", "_content")
-
     def __init__(
         self, carry: Callable[[bytes], bytes], content: Callable[[bytes], bytes], first_bytes: int
     ) -> None:

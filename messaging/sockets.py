@@ -120,11 +120,11 @@ class BoundedProtocol(Stalling, WebSocketsSansIOProtocol):
             super().data_received(data)
 
     def _take_messages(self, data: bytes) -> int:
-        """Where the first frame begins that the session did not take. It takes none while an
-        earlier one waits for it."""
+        """Where the first frame begins that the session did not take. It is offered none while an
+        earlier one waits for it: uvicorn reads nothing then."""
         start, taken = 0, self._taken
         between_messages = not self._to_come and self.conn.current_size is None
-        if taken is not None and between_messages and not self.close_sent and self.queue.empty():
+        if taken is not None and between_messages and not self.close_sent:
             while (found := short_message(data, start)) and taken(found[0]):
                 start = found[1]
         return start

@@ -763,13 +763,6 @@ MUTANTS = [
         "messaging/test_tcp.py",
     ),
     Mutant(
-        "the turn of binary pieces over a WebSocket",
-        "messaging/sockets.py",
-        " and not self.close_sent and self.queue.empty():",
-        " and not self.close_sent:",
-        "messaging/test_sockets.py scenarios/test_binary.py",
-    ),
-    Mutant(
         "the bound of what is read ahead over TCP",
         "messaging/tcp.py",
         "            self.transport.pause_reading()\n",

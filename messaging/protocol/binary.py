@@ -259,8 +259,6 @@ class BinaryCodec:
     deciphered: a SEND before it is a `BadSend`.
     """
 
-    __slots__ = ("_announced", "_newest", "_payload_bytes", "_splitter", "cipher", "version")
-
     def __init__(self, limit: int, payload_bytes: int, newest: int) -> None:
         """`limit`: bytes of a packet; `payload_bytes`: of a message body as it is read;
         `newest`: the newest version that this server speaks."""

@@ -41,8 +41,6 @@ class Cipher:
     and drops what comes out of it. Not for two threads at once.
     """
 
-    __slots__ = ("_carried", "_decrypt", "_encrypt", "_iv", "_iv_bits")
-
     def __init__(self, key: bytes, iv: bytes) -> None:
         cipher = BlockCipher(AES(key), CBC(iv))
         self._encrypt = cipher.encryptor().update

@@ -20,13 +20,12 @@ from typing import Any
 
 from websockets.exceptions import ConnectionClosed
 
+from messaging.protocol.reasons import Reason
 from tests.support.binary_peer import NO_PERSIST
 from tests.support.binary_sessions import CONNACK, RECV, BinaryPeer
 from tests.support.cluster import Roamer
 from tests.support.peers import Peer
 
-SUCCESS = 1
-"""The reason code of a CONNACK or SENDACK that says yes (protocol §2.9)."""
 WAIT_FOR_ANSWER = 60.0
 """Seconds after which a message whose answer has not come counts as unanswered."""
 
@@ -139,7 +138,7 @@ class BinaryLife(Life, BinaryPeer):
     async def open(self) -> dict[str, Any]:
         """Connect and log in; returns the CONNACK as JSON-RPC's answer would be."""
         answer = await super().open()
-        admitted = answer.get("type") == CONNACK and answer["reasonCode"] == SUCCESS
+        admitted = answer.get("type") == CONNACK and answer["reasonCode"] == Reason.SUCCESS
         return {"result" if admitted else "error": answer}
 
     async def _read(self) -> None:
@@ -168,7 +167,7 @@ class BinaryLife(Life, BinaryPeer):
 
     def outcome(self, answer: dict[str, Any]) -> tuple[int, str]:
         """Of a SENDACK."""
-        if answer["reasonCode"] == SUCCESS:
+        if answer["reasonCode"] == Reason.SUCCESS:
             return answer["messageSeq"], ""
         return 0, str(answer["reasonCode"])
 

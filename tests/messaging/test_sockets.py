@@ -116,8 +116,7 @@ class Wired:
 
     def __init__(self):
         self.at_once, self.received, self.goings_on = [], [], 0
-        self.here, self.receives = asyncio.Event(), asyncio.Event()
-        self.receives.set()
+        self.here = asyncio.Event()
 
     async def __call__(self, scope, receive, send):
         await receive()
@@ -129,7 +128,6 @@ class Wired:
         self.here.set()
         while (event := await receive())["type"] != "websocket.disconnect":
             self.received.append(event["text"])
-            await self.receives.wait()
 
     @property
     def seen(self):
@@ -169,20 +167,6 @@ async def test_frames_written_at_once_are_messages_of_their_own():
 async def test_compressed_socket_is_no_wire_since_its_frames_would_be_its_own():
     async with wired(ws_per_message_deflate=True) as (application, _):
         assert application.wire is None
-
-
-async def test_nothing_is_taken_at_once_while_an_earlier_message_waits():
-    """It may be the rest of that one: binary packets come in pieces."""
-    async with wired() as (application, client):
-        application.receives.clear()
-        for text in ("b1", "b2", "a3"):
-            await client.send(text)
-        await (await client.ping())
-        assert (application.received, application.at_once) == (["b1"], [])
-        application.receives.set()
-        await eventually(lambda: application.received == ["b1", "b2", "a3"], "all came in order")
-        await client.send("a4")
-        await eventually(lambda: application.at_once == [b"a4"], "the next is taken at once")
 
 
 async def test_texts_that_are_taken_at_once_are_received_by_nobody_else():
