@@ -72,7 +72,7 @@ lock: $(BIN)/uv  ## compile requirements*.in into requirements*.txt, with hashes
 LOCK = --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 
 clean:  ## remove what was installed and cached; the data folder stays
-	rm -rf $(VENV) $(PEERS)/node_modules .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(PEERS)/node_modules tests/sdk/javascript/node_modules .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 
 $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)
