@@ -221,7 +221,7 @@ def test_commands_and_their_flags_exist(document):
             assert set(re.findall(r"--[a-z-]+", rest)) <= flags_of(name), line
     alone = {span.split()[0] for span in spans(text) if span.startswith("--")}
     ours = flags_of("repair_subscriptions") | flags_of("serve") | flags_of("bootstrap")
-    ours |= flags_of("deliver_webhooks")
+    ours |= flags_of("deliver_webhooks") | flags_of("serve_tcp")
     servers = {
         flag for each in uvicorn_command.params for flag in [*each.opts, *each.secondary_opts]
     }
