@@ -730,15 +730,15 @@ MUTANTS = [
     Mutant(
         "the binary client's own key",
         "messaging/consumers.py",
-        "        except ValueError:\n            extra = {\"why\": \"client key\"",
-        "        except KeyError:\n            extra = {\"why\": \"client key\"",
+        '        except ValueError:\n            extra = {"why": "client key"',
+        '        except KeyError:\n            extra = {"why": "client key"',
         "scenarios/test_binary.py",
     ),
     Mutant(
         "binary events only for those that can bear them",
         "messaging/protocol/binary.py",
-        "        if self.version < EVENT_SINCE:\n            return b\"\"",
-        "        if False:\n            return b\"\"",
+        '        if self.version < EVENT_SINCE:\n            return b""',
+        '        if False:\n            return b""',
         "messaging/protocol/test_binary.py scenarios/test_binary.py",
     ),
     Mutant(

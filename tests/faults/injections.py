@@ -493,9 +493,9 @@ LONG = "x" * 15_000
 
 @injection("F31")
 async def doorbells_lost(bench: Bench) -> None:
-    """For 3 s whatever one server publishes is dropped without a word; then nobody writes for
-    6 s, so that no later message betrays the hole."""
-    await damage(bench, "publish_nothing", 0.3)
+    """For 3.5 s whatever one server publishes is dropped without a word; after 3 s nobody writes
+    for 6 s, so that no later message betrays the hole."""
+    await damage(bench, "publish_nothing", 0.35)
     await asyncio.sleep(3)
     bench.silent = True
     await asyncio.sleep(6)

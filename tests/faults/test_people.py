@@ -1,0 +1,62 @@
+"""Whichever protocol somebody of the fault bench speaks, the judge is told the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.judge import Judge, Ledger
+from tests.faults.people import BinaryLife, Life, Person, Post, client_of
+from tests.support.factories import in_thread, make_group, make_users
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+async def team(here):
+    await in_thread(make_users, "ann", "ben", "eve")
+    await in_thread(make_group, "team", "ann", "ben")
+    return here
+
+
+@pytest.mark.parametrize("client", [Life, BinaryLife])
+async def test_what_is_heard_and_acknowledged_is_written_down(team, client):
+    post = Post()
+    async with (
+        Person([team.url], "ann", "device0", client) as ann,
+        Person([team.url], "ben", "device1", client) as ben,
+    ):
+        post.send(ann, "team")
+        post.send(ann, "team", stored=False)
+        await eventually(lambda: ben.life.unstored["team"] and not post.unanswered, "both")
+        assert list(ben.life.log["team"].seqs) == [1]
+        assert ben.life.unstored["team"] == ["2"]
+        assert post.acknowledged["team"].keys() == {1}
+
+
+@pytest.mark.parametrize("client", [Life, BinaryLife])
+async def test_refusal_is_written_down(team, client):
+    post = Post()
+    async with Person([team.url], "eve", "device0", client) as eve:
+        post.send(eve, "team")
+        await eventually(lambda: not post.unanswered, "the refusal")
+    assert post.refused.total() == 1
+    assert not post.acknowledged["team"]
+
+
+async def test_packet_that_is_not_for_this_key_is_a_fault(team):
+    post = Post()
+    async with (
+        Person([team.url], "ann", "device0", BinaryLife) as ann,
+        Person([team.url], "ben", "device1", BinaryLife) as ben,
+    ):
+        deaf = ben.life
+        deaf.client.cipher = ann.life.client.cipher
+        post.send(ann, "team")
+        await eventually(lambda: deaf.unreadable, "the packet")
+        await eventually(lambda: ben.life is not deaf, "ben to be back")
+        verdict = Judge(Ledger([], [], {}), post, bound=5).judge(ben.lives)
+    assert verdict.counts["unreadable"] == 1
+    assert verdict.final
+
+
+def test_half_of_the_sessions_are_binary():
+    assert [client_of(number).is_binary for number in range(4)] == [False, True, False, True]
