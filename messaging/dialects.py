@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from messaging.conf import conf
 from messaging.encoding import packet_of
 from messaging.fanout import Fanout
-from messaging.frames import binary_frame, content_of, text_frame
+from messaging.frames import binary_header, content_of, text_frame
 from messaging.messages import Sent
 from messaging.protocol import jsonrpc
 from messaging.protocol.binary import CONNECT, BinaryCodec, SharedRecv
@@ -86,13 +86,13 @@ class JsonRpc:
 
 
 class Binary:
-    """The binary protocol (§2), in binary frames or, over TCP, in none. `carry` makes the frame of
-    a packet's bytes, `content` undoes that."""
+    """The binary protocol (§2), in binary frames or, over TCP, in none. `header`: what stands
+    before a packet of some length; `content` takes it away."""
 
     def __init__(
-        self, carry: Callable[[bytes], bytes], content: Callable[[bytes], bytes], first_bytes: int
+        self, header: Callable[[int], bytes], content: Callable[[bytes], bytes], first_bytes: int
     ) -> None:
-        self._carry, self._content = carry, content
+        self._header, self._content = header, content
         self._codec = BinaryCodec(first_bytes, conf().payload_bytes, SERVER_VERSION)
 
     @property
@@ -116,20 +116,23 @@ class Binary:
     def frame_of(self, packet: ServerPacket) -> bytes:
         """One packet a frame (§0.3)."""
         data = self._codec.encode(packet)
-        return self._carry(data) if data else b""
+        return self._header(len(data)) + data if data else b""
 
     def sent(self, fanout: Fanout, uid: str) -> Sent:
         """A message with this session's key."""
-        key = (self._codec.version, fanout.name_for(uid))
+        key = (self._codec.version, self._header, fanout.name_for(uid))
         shared: SharedRecv | Event | None = fanout.made.get(key)
         if shared is None:
             shared = fanout.made[key] = self._shared(packet_of(fanout.said, uid))
         if isinstance(shared, Event):
             return fanout.sent(self.frame_of(shared))
-        return fanout.sent(self._carry(self._codec.encode_shared(shared)))
+        return fanout.sent(self._codec.encode_shared(shared))
 
     def _shared(self, packet: Recv | Event) -> SharedRecv | Event:
-        return packet if isinstance(packet, Event) else SharedRecv.of(packet, self._codec.version)
+        if isinstance(packet, Event):
+            return packet
+        shared = SharedRecv.of(packet, self._codec.version)
+        return shared.behind(self._header(shared.length))
 
     def content_of(self, frame: bytes) -> dict[str, Any]:
         """Bytes."""
@@ -149,5 +152,10 @@ def dialect_of(first: bytes, in_frames: bool, first_bytes: int) -> Dialect | Non
     if not first or first[0] >> 4 != CONNECT:
         return None
     if in_frames:
-        return Binary(binary_frame, content_of, first_bytes)
-    return Binary(bytes, bytes, first_bytes)
+        return Binary(binary_header, content_of, first_bytes)
+    return Binary(no_header, bytes, first_bytes)
+
+
+def no_header(length: int) -> bytes:
+    """Over TCP packets follow each other."""
+    return b""

@@ -24,21 +24,20 @@ shortest such header is."""
 
 def text_frame(text: bytes) -> bytes:
     """The frame in which a server sends this text, which is UTF-8. Unmasked (§5.1)."""
-    return _frame(TEXT, text)
+    return _header(TEXT, len(text)) + text
 
 
-def binary_frame(content: bytes) -> bytes:
-    """The frame in which a server sends these bytes."""
-    return _frame(BINARY, content)
+def binary_header(length: int) -> bytes:
+    """What stands before so many bytes when a server sends them."""
+    return _header(BINARY, length)
 
 
-def _frame(kind: int, content: bytes) -> bytes:
-    length = len(content)
+def _header(kind: int, length: int) -> bytes:
     if length < TWO_BYTES:
-        return struct.pack("!BB", kind, length) + content
+        return struct.pack("!BB", kind, length)
     if length < 1 << 16:
-        return struct.pack("!BBH", kind, TWO_BYTES, length) + content
-    return struct.pack("!BBQ", kind, EIGHT_BYTES, length) + content
+        return struct.pack("!BBH", kind, TWO_BYTES, length)
+    return struct.pack("!BBQ", kind, EIGHT_BYTES, length)
 
 
 def content_of(frame: bytes) -> bytes:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hmac
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from messaging.protocol.cipher import Cipher, agree, encrypted_length
+from messaging.protocol.cipher import Cipher, Padded, agree, encrypted_length
 from messaging.protocol.faults import Fault, ProtocolFault
 from messaging.protocol.fields import (
     TEXT_LENGTH,
@@ -212,7 +212,9 @@ class SharedRecv:
     tail: bytes
     signed: bytes
     """What the msgKey covers, but for the payload, which is its end (§2.10)."""
-    plain: bytes
+    plain: Padded
+    length: int
+    """Bytes of the packet."""
 
     @classmethod
     def of(cls, packet: Recv, version: int) -> SharedRecv:
@@ -239,12 +241,17 @@ class SharedRecv:
         )
         start = bytes((setting, 0, KEY_LENGTH))
         length = len(start) + KEY_LENGTH + len(tail) + encrypted_length(len(packet.payload))
-        return cls(head_of(RECV, flags_of(packet.header), length) + start, tail, signed.encode(),
-                   packet.payload)  # fmt: skip
+        head = head_of(RECV, flags_of(packet.header), length)
+        return cls(head + start, tail, signed.encode(), Padded.of(packet.payload),
+                   len(head) + length)  # fmt: skip
+
+    def behind(self, header: bytes) -> SharedRecv:
+        """The same with what carries it before it."""
+        return replace(self, head=header + self.head)
 
     def sealed(self, cipher: Cipher) -> bytes:
         """The packet of one receiver."""
-        payload = cipher.encrypt(self.plain)
+        payload = cipher.encrypt_padded(self.plain)
         key = cipher.sign(self.signed + payload).encode()
         return b"".join((self.head, key, self.tail, payload))
 

@@ -12,6 +12,7 @@ import string
 from binascii import a2b_base64, b2a_base64
 from dataclasses import dataclass
 from hashlib import md5
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher as BlockCipher
@@ -29,6 +30,19 @@ def encrypted_length(length: int) -> int:
     what is left of three, become four characters."""
     blocks = (length // BLOCK + 1) * BLOCK
     return (blocks + 2) // 3 * 4
+
+
+class Padded(NamedTuple):
+    """Bytes with their padding, ready for many ciphers: the first block as a number, the others."""
+
+    first: int
+    rest: bytes
+
+    @classmethod
+    def of(cls, plain: bytes) -> Padded:
+        """These bytes, padded."""
+        padded = plain + PADDING[BLOCK - len(plain) % BLOCK]
+        return cls(int.from_bytes(padded[:BLOCK], "big"), padded[BLOCK:])
 
 
 class Cipher:
@@ -52,9 +66,12 @@ class Cipher:
 
     def encrypt(self, plain: bytes) -> bytes:
         """The ciphertext of these bytes, as base64 text."""
-        padded = plain + PADDING[BLOCK - len(plain) % BLOCK]
-        first = int.from_bytes(padded[:BLOCK], "big") ^ self._carried
-        blocks = self._encrypt(first.to_bytes(BLOCK, "big") + padded[BLOCK:])
+        return self.encrypt_padded(Padded.of(plain))
+
+    def encrypt_padded(self, padded: Padded) -> bytes:
+        """The same of bytes that are padded already."""
+        first = padded.first ^ self._carried
+        blocks = self._encrypt(first.to_bytes(BLOCK, "big") + padded.rest)
         self._carried = int.from_bytes(blocks[-BLOCK:], "big") ^ self._iv_bits
         return b2a_base64(blocks, newline=False)
 

@@ -7,7 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
-from messaging.frames import binary_frame, bytes_to_come, content_of, short_message, text_frame
+from messaging.frames import binary_header, bytes_to_come, content_of, short_message, text_frame
+
+
+def binary_frame(content):
+    return binary_header(len(content)) + content
 
 
 @pytest.mark.parametrize(
