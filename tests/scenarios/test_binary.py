@@ -259,3 +259,51 @@ async def test_events_go_to_version_5_only(here, url, version):
         await alice.until(lambda: len(alice.raw) == 2)
         assert [each["type"] for each in alice.notices] == ([EVENT] if version == 5 else [])
         assert alice.raw[0]["setting"] == (2 if version == 5 else 0)
+
+
+# --- what is asked of every client ---------------------------------------------------------------
+
+
+async def test_every_refusal_has_its_reason(here):
+    """The rules are the log's own, whoever asks; here it is seen that they reach a binary peer."""
+    await in_thread(make_group, "team", "alice", "bob")
+    await in_thread(make_group, "other", "bob")
+    await in_thread(make_users, "eve")
+    place = {"channel_id": "team", "channel_type": 2}
+    steps = [
+        (Reason.SUCCESS, "/channel/info", place),
+        (Reason.NOT_IN_WHITELIST, "/channel/whitelist_add", {**place, "uids": ["bob"]}),
+        (Reason.IN_BLACKLIST, "/channel/blacklist_add", {**place, "uids": ["alice"]}),
+        (Reason.BAN, "/channel/info", {**place, "ban": 1}),
+        (Reason.DISBAND, "/channel/info", {**place, "disband": 1}),
+        (Reason.SEND_BAN, "/channel/info",
+         {"channel_id": "alice", "channel_type": 1, "send_ban": 1}),
+    ]  # fmt: skip
+    async with BinaryPeer(here.url, "alice") as alice, BinaryPeer(here.url, "eve") as eve:
+        for reason, path, body in steps:
+            await here.post(path, **body)
+            ack = await alice.send("team", "may I?")
+            assert ack["reasonCode"] == reason
+        for reason, channel, kind in (
+            (Reason.SUBSCRIBER_NOT_EXIST, "other", 2),
+            (Reason.CHANNEL_NOT_EXIST, "info", 6),
+            (Reason.NOT_ALLOW_SEND, "alice@bob", 11),
+            (Reason.CHANNEL_ID_ERROR, "alice@bob", 1),
+            (Reason.NOT_SUPPORT_CHANNEL_TYPE, "team", 99),
+        ):
+            assert (await eve.send(channel, "may I?", kind))["reasonCode"] == reason
+
+
+async def test_command_over_the_wire_is_heard_with_its_flag_and_kept_for_those_away(here, url):
+    sync_once = 0b100
+    await in_thread(make_group, "team", "alice", "bob", "carol")
+    async with BinaryPeer(url, "alice") as alice, BinaryPeer(url, "bob") as bob:
+        ack = await alice.send("team", "do it", flags=sync_once)
+        assert (ack["reasonCode"], ack["flags"]) == (Reason.SUCCESS, sync_once)
+        await bob.until_heard("team", "do it")
+        assert (bob.raw[0]["flags"], bob.raw[0]["channelID"]) == (sync_once, "team")
+    [command] = await here.post("/message/sync", uid="carol")
+    assert (command["message_idstr"], command["header"]["sync_once"]) == (str(ack["messageID"]), 1)
+    place = {"channel_id": "team", "channel_type": 2}
+    history = await here.post("/channel/messagesync", login_uid="carol", **place)
+    assert history["messages"] == []
