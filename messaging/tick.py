@@ -58,6 +58,7 @@ class Tick:
         self._left: list[Disagreement] = []
         self._behind = self._deaf = False
         self._leaving: asyncio.Task[Any] | None = None
+        self._remaking: asyncio.Task[Any] | None = None
         self._steps = {
             "beat": self.beat,
             "sweep": self.sweep,
@@ -237,14 +238,29 @@ class Tick:
         if probe.missed and probe.missed % node.conf.probe_misses == 0:
             await self._record_deaf()
             await self._send_elsewhere()
-            await node.remake_layer()
+            self._remake_layer()
         elif self._deaf and not probe.missed:
             await self._close_findings([Kind.DEAF_NODE], [], "probe")
             self._deaf = node.deserted = False
             if self._leaving:
                 self._leaving.cancel()
-        node.send_probe()
+        if not self._remakes:
+            node.send_probe()
         await self._listen_to_peers()
+
+    def _remake_layer(self) -> None:
+        """Beside the steps: a layer that hangs takes seconds to say nothing, and while it does only
+        the sweep brings messages. The next probe is sent when it is over."""
+        if not self._remakes:
+            self._remaking = self.node.errand(self._remake_and_probe())
+
+    @property
+    def _remakes(self) -> bool:
+        return self._remaking is not None and not self._remaking.done()
+
+    async def _remake_and_probe(self) -> None:
+        await self.node.remake_layer()
+        self.node.send_probe()
 
     async def hear_echo(self) -> None:
         """At start: whether what this node publishes comes back. It serves all the same."""

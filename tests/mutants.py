@@ -149,8 +149,8 @@ MUTANTS = [
     Mutant(
         "the new connection of a deaf node",
         "messaging/tick.py",
-        "await node.remake_layer()",
-        "pass",
+        "        await self.node.remake_layer()\n",
+        "",
         "scenarios/test_deaf_node.py",
     ),
     Mutant(

@@ -69,6 +69,22 @@ async def test_messages_joins_and_connects_arrive_without_the_layer(here, monkey
         assert bob.texts("team") == ["before", "during", "for carol, too", "after"]
 
 
+async def test_sweep_goes_on_while_the_layers_connection_is_made_anew(here, monkeypatch):
+    await in_thread(make_group, "team", "alice", "bob")
+    async with Peer(here.url, "alice") as alice, Peer(here.url, "bob") as bob:
+        remaking = asyncio.Event()
+
+        async def remake(groups):
+            remaking.set()
+            await hang()
+
+        monkeypatch.setattr(here.node.layer, "remake", remake)
+        monkeypatch.setattr(here.node.layer, "publish", lambda *args: None)
+        await asyncio.wait_for(remaking.wait(), BOUND)
+        await alice.send("team", "meanwhile")
+        await bob.until_heard("team", "meanwhile", HEALED / 2)
+
+
 # --- over a real Valkey -------------------------------------------------------------------------
 
 
