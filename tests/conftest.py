@@ -43,7 +43,8 @@ if NETWORKED:  # what is published knows no databases, and a worker must not hea
     flush_by_delete()
     project.CHANNEL_LAYERS = environment.channel_layers(services.valkey().url)
 
-# These touch neither a database nor a layer, or bring their own: the other run has them.
+# The first touch neither a database nor a layer, or bring their own; the second are about several
+# processes, which want a layer between them. The other run has them.
 collect_ignore_glob = (
     [
         "deploy/*",
@@ -55,6 +56,7 @@ collect_ignore_glob = (
         "messaging/test_schedules.py",
         "messaging/test_tcp.py",
         "scenarios/test_big_channel.py",
+        "scenarios/test_binary.py",
         "scenarios/test_business_day.py",
         "scenarios/test_cold_node.py",
         "scenarios/test_contention.py",
@@ -70,7 +72,7 @@ collect_ignore_glob = (
         "wukongim/*",
     ]
     if NETWORKED
-    else []
+    else ["scenarios/test_javascript_sdk.py", "scenarios/test_serve_tcp.py"]
 )
 
 # Two cores shared by many make single examples slow now and then: no deadline.
