@@ -11,6 +11,7 @@ import itertools
 import json
 import random
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
@@ -74,6 +75,7 @@ class Place:
     database: Proxy
     layer: Proxy
     backend: httpx.AsyncClient
+    said: str = ""
 
     async def damage(self, name: str, share: float = 1.0, seed: int = 0) -> int:
         """Have the node's own tables damaged; returns how much was hit: nothing when the server
@@ -90,11 +92,15 @@ class Place:
         return hit
 
     async def call(self, path: str, **body: Any) -> bool:
-        """Call the HTTP API; returns whether it was done. A server that is being hurt may not."""
-        with suppress(httpx.HTTPError):
+        """Call the HTTP API; returns whether it was done. A server that is being hurt may not:
+        `said` is what it answered instead."""
+        try:
             answer = await self.backend.post(path, json=body)
-            return answer.status_code == 200
-        return False
+        except httpx.HTTPError as error:
+            self.said = repr(error)
+            return False
+        self.said = f"{answer.status_code} {answer.text[:200]}"
+        return answer.status_code == 200
 
     async def restart(self, **settings: str) -> None:
         """Stop the server politely and start it again with these environment variables."""
@@ -257,10 +263,11 @@ class Bench:
 
     async def surely(self, path: str, body: dict[str, Any]) -> bool:
         """Call any server's HTTP API, and again where one did not do it. Each call may be made
-        twice."""
+        twice. Says on the terminal what each server answered last if none did it."""
         deadline = time.monotonic() + PATIENCE
         while not await self.die.choice(self.places).call(path, **body):
             if time.monotonic() > deadline:
+                print(f"{path} {body}: {[place.said for place in self.places]}", file=sys.stderr)
                 return False
             await asyncio.sleep(0.1)
         return True
