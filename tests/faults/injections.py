@@ -762,7 +762,7 @@ async def everything_lost(bench: Bench) -> None:
     await damage(bench, "lose_everything")
 
 
-@injection()
+@injection(takes="postgres")  # from which alone a deaf server learns it: nobody may freeze it now
 async def kicked_while_deaf(bench: Bench) -> None:
     """People are thrown out while the network swallows what their server would hear of it."""
     place = any_place(bench)

@@ -115,12 +115,12 @@ async def test_what_waits_without_a_session_is_appended_before_the_node_ends(her
     await in_thread(make_group, "team", "alice")
     key = ChannelKey(2, "team")
     waiting = [
-        here.node.log.submit(Draft(key=key, sender="alice", payload=b"hello")) for _ in range(500)
+        here.node.log.submit(Draft(key=key, sender="alice", payload=b"hello")) for _ in range(200)
     ]
     assert await node.stop_node()
     assert all(future.done() for future in waiting)
-    assert [future.result().message.seq for future in waiting] == list(range(1, 501))
-    assert await in_thread(Message.objects.count) == 500
+    assert [future.result().message.seq for future in waiting] == list(range(1, 201))
+    assert await in_thread(Message.objects.count) == 200
 
 
 async def test_clients_are_asked_to_leave_one_after_the_other(server):

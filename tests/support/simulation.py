@@ -203,7 +203,9 @@ class Parked:
     def resume_one(self) -> None:
         """Let one of those who wait go on."""
         if self._waiting:
-            self._waiting.pop(self._choose.randrange(len(self._waiting))).set_result(None)
+            waiting = self._waiting.pop(self._choose.randrange(len(self._waiting)))
+            if not waiting.done():  # on a slow machine a timeout may have come first
+                waiting.set_result(None)
 
     def resume_all(self) -> None:
         """Let everybody go on, and nobody wait again."""
