@@ -76,6 +76,10 @@ def packets() -> list[Cell]:
         cipher.encrypt(payload)
         cipher.sign(signed)
 
+    def seal_padded() -> None:
+        cipher.encrypt_padded(shared.plain)
+        cipher.sign(signed)
+
     def open_() -> None:
         cipher.sign(signed)
         cipher.decrypt(text)
@@ -83,7 +87,7 @@ def packets() -> list[Cell]:
     return [
         Cell("encode RECV, for one", lambda: codec.encode(recv), seal,
              lambda: jsonrpc.encode(recv)),
-        Cell("encode RECV, one of many", lambda: codec.encode_shared(shared), seal),
+        Cell("encode RECV, one of many", lambda: codec.encode_shared(shared), seal_padded),
         Cell("encode SENDACK", lambda: codec.encode(ack), None, lambda: jsonrpc.encode(ack)),
         Cell("encode PONG", lambda: codec.encode(Pong("")), None,
              lambda: jsonrpc.encode(Pong("1"))),
