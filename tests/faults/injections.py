@@ -502,7 +502,7 @@ async def doorbells_lost(bench: Bench) -> None:
     bench.silent = False
 
 
-@injection("F32", "F45")
+@injection("F32", "F45", takes="readers")
 async def slow_readers(bench: Bench) -> None:
     """Ten people read nothing for 8 s, while messages of 20 kB come that no buffer holds."""
     people = some(bench, [each for each in bench.steady if each.online], 10)
@@ -762,7 +762,8 @@ async def everything_lost(bench: Bench) -> None:
     await damage(bench, "lose_everything")
 
 
-@injection(takes="postgres")  # from which alone a deaf server learns it: nobody may freeze it now
+# A deaf server learns it from the database alone, and who does not read does not see himself closed.
+@injection(takes="postgres readers")
 async def kicked_while_deaf(bench: Bench) -> None:
     """People are thrown out while the network swallows what their server would hear of it."""
     place = any_place(bench)
