@@ -762,7 +762,7 @@ async def everything_lost(bench: Bench) -> None:
     await damage(bench, "lose_everything")
 
 
-# A deaf server learns it from the database alone, and who does not read does not see himself closed.
+# A deaf server learns it from the database alone; and who does not read does not see the close.
 @injection(takes="postgres readers")
 async def kicked_while_deaf(bench: Bench) -> None:
     """People are thrown out while the network swallows what their server would hear of it."""
