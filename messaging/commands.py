@@ -8,7 +8,8 @@ commands also by acknowledging them as they are delivered (protocol §4.6).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from django.db import connection
@@ -18,6 +19,7 @@ from messaging.message_table import wanted_rows
 from messaging.models import Message
 from subscriptions.bindings import ChannelKey
 from subscriptions.models import Channel, Membership
+from subscriptions.selectors import pages
 from subscriptions.transactions import transact
 
 PENDING = f"""
@@ -36,23 +38,27 @@ PENDING = f"""
 ids in blocks, and whatever a limit cuts off must come after what is given."""
 
 TAKE = f"""
+    , span AS (SELECT uid, channel_id, MAX(seq) AS top FROM wanted GROUP BY uid, channel_id)
+    , missed AS (
+        SELECT m.id, MIN(x.seq) AS seq FROM span s
+        JOIN {Membership._meta.db_table} m ON m.channel_id = s.channel_id AND m.uid = s.uid
+        JOIN {Message._meta.db_table} x ON x.channel_id = s.channel_id AND x.sync_once
+             AND x.seq > m.command_seq AND x.seq > m.joined_seq AND x.seq < s.top
+             AND x.sender <> s.uid
+        LEFT JOIN wanted w ON w.uid = s.uid AND w.channel_id = s.channel_id AND w.seq = x.seq
+        WHERE w.uid IS NULL GROUP BY m.id
+    )
     , reached AS (
         SELECT m.id, MAX(w.seq) AS seq FROM wanted w
         JOIN {Membership._meta.db_table} m ON m.channel_id = w.channel_id AND m.uid = w.uid
-        WHERE w.seq > m.command_seq AND NOT EXISTS (
-            SELECT 1 FROM {Message._meta.db_table} x
-            WHERE x.channel_id = w.channel_id AND x.sync_once AND x.seq < w.seq
-              AND x.seq > m.command_seq AND x.seq > m.joined_seq AND x.sender <> w.uid
-              AND NOT EXISTS (
-                SELECT 1 FROM wanted o
-                WHERE o.uid = w.uid AND o.channel_id = w.channel_id AND o.seq = x.seq
-              )
-        ) GROUP BY m.id
+        LEFT JOIN missed ON missed.id = m.id
+        WHERE w.seq > m.command_seq AND (missed.id IS NULL OR w.seq < missed.seq) GROUP BY m.id
     )
     UPDATE {Membership._meta.db_table} AS m SET command_seq = r.seq
     FROM reached r WHERE m.id = r.id"""  # noqa: S608 - our own names
 """Up to the highest acknowledged command below which none of another sender was left out: a device
-that came after a command was sent must not take it by taking the next one."""
+that came after a command was sent must not take it by taking the next one. Joins by equality alone,
+so that thousands of acknowledgements are no square."""
 
 Taken = tuple[str, int, int]
 """(uid, channel pk, seq) of a command that a device has acknowledged."""
@@ -93,13 +99,15 @@ def acknowledge(uid: str) -> int:
     return transact(lambda: offered.update(command_seq=F("command_offered_seq")))
 
 
-def take(taken: Collection[Taken]) -> None:
+def take(taken: Iterable[Taken]) -> None:
     """Count as taken what devices have acknowledged, unless one before it was not: that would be
-    lost, and so all from there come again. Twice is once. One statement."""
+    lost, and so all from there come again. Twice is once. One statement a page; what a page cuts
+    off a channel's commands is taken by the next."""
+    for page in pages(sorted(set(taken))):
+        transact(partial(_take, page))
+
+
+def _take(taken: Iterable[Taken]) -> None:
     table, values = wanted_rows({"uid": "text", "channel_id": "bigint", "seq": "bigint"}, taken)
-
-    def change() -> None:
-        with connection.cursor() as cursor:
-            cursor.execute(f"{table}{TAKE}", values)
-
-    transact(change)
+    with connection.cursor() as cursor:
+        cursor.execute(f"{table}{TAKE}", values)

@@ -61,6 +61,7 @@ from messaging.protocol.packets import (
 )
 from messaging.protocol.reasons import Reason
 from messaging.wire import EXTENSION, SlowWire, Wire
+from subscriptions.bindings import stored_key
 
 logger = logging.getLogger(__name__)
 
@@ -376,11 +377,13 @@ class MessagingConsumer(AsyncConsumer):
     def _suback(self, packet: Subscribe) -> SubAck:
         """Nothing is subscribed to but by a membership: whoever is a member hears already (§2.8).
         Leaving off changes nothing either."""
-        named = packet.channel_type, packet.channel_id
-        groups = self.session.bindings.values()
-        shown = {(each.key.channel_type, each.key.seen_by(self.session.uid)) for each in groups}
-        hears = packet.action == UNSUBSCRIBE or named in shown
-        reason = Reason.SUCCESS if hears else Reason.NOT_ALLOW_SEND
+        try:
+            key = stored_key(packet.channel_type, packet.channel_id, self.session.uid)
+        except ValueError:
+            key = None
+        hears = any(group.key == key for group in self.session.bindings.values())
+        granted = hears or packet.action == UNSUBSCRIBE
+        reason = Reason.SUCCESS if granted else Reason.NOT_ALLOW_SEND
         return SubAck(packet.sub_no, packet.channel_id, packet.channel_type, packet.action, reason)
 
     def _taken(self, message: bytes) -> bool:
