@@ -42,6 +42,7 @@ RECENT = {
 }  # fmt: skip
 """Its columns. A number for the switch: SQLite's module takes as long to make a boolean of one
 column as to fetch all others."""
+MESSAGE_ID, SETTING = (list(RECENT).index(name) for name in ("message_id", "setting"))
 
 
 @dataclass(frozen=True, slots=True)

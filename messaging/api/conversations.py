@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -13,7 +14,14 @@ from rest_framework.response import Response
 
 from messaging import conversations, events
 from messaging.api.reading import read_key
-from messaging.conversations import Bound, Conversation, Recent, Unread
+from messaging.conversations import (
+    MESSAGE_ID,
+    SETTING,
+    Bound,
+    Conversation,
+    Recent,
+    Unread,
+)
 from messaging.encoding import message_object
 from messaging.models import Message
 from subscriptions.api.base import ApiView
@@ -201,8 +209,8 @@ def _message_objects(
     for channel, rows in recents.items():
         shown[channel] = _plain(rows, keys[channel], uid)
         for at, row in enumerate(rows if streams else ()):
-            if row[2] in streams:
-                message, meta = streams[row[2]]
+            if found := streams.get(row[MESSAGE_ID]):
+                message, meta = found
                 shown[channel][at] = message_object(message, keys[channel], uid, meta)
     return shown
 
@@ -225,7 +233,8 @@ def _streams(
 ) -> dict[int, tuple[Message, dict[str, Any]]]:
     """{message id: message and what it has besides} of those that are written bit by bit. Two
     queries, or none where there are no such messages."""
-    ids = [row[2] for rows in recents.values() for row in rows if row[7] & events.STREAM]
+    every = chain.from_iterable(recents.values())
+    ids = [row[MESSAGE_ID] for row in every if row[SETTING] & events.STREAM]
     messages = list(Message.objects.filter(message_id__in=ids)) if ids else []
     meta = events.event_meta(messages)
     return {each.message_id: (each, meta[each.pk]) for each in messages}
