@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from django.db import connection
 from django.db.models import F, OuterRef, QuerySet, Subquery
@@ -33,6 +33,8 @@ MEMBERSHIPS, CHANNELS, MESSAGES = (model._meta.db_table for model in (Membership
 
 Recent = tuple[int, int, int, str, str, bytes, int, int, str, int, int]
 """A message as RECENT has it. A plain tuple: there may be tens of thousands."""
+MESSAGE_ID: Final = 2
+SETTING: Final = 7
 
 RECENT = {
     "channel_id": "x.channel_id", "seq": "x.seq", "message_id": "x.message_id",
@@ -42,7 +44,6 @@ RECENT = {
 }  # fmt: skip
 """Its columns. A number for the switch: SQLite's module takes as long to make a boolean of one
 column as to fetch all others."""
-MESSAGE_ID, SETTING = (list(RECENT).index(name) for name in ("message_id", "setting"))
 
 
 @dataclass(frozen=True, slots=True)
