@@ -29,7 +29,7 @@ from messaging.protocol import jsonrpc
 from messaging.protocol.binary import SharedRecv
 from messaging.protocol.cipher import BLOCK, PADDING, agree
 from messaging.protocol.packets import Header, Pong, Recv, Send, SendAck
-from tests.support.binary_peer import session
+from tests.support.binary_client import session
 from tests.support.server import ROOT
 
 PAGE = ROOT / "docs" / "performance" / "codec.md"

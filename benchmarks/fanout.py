@@ -50,7 +50,7 @@ from benchmarks.runs import (
 from messaging.protocol.binary import SharedRecv
 from messaging.protocol.cipher import agree
 from messaging.protocol.packets import Recv
-from tests.support.binary_peer import Client
+from tests.support.binary_client import Client
 from tests.support.server import ROOT
 
 PAGE = ROOT / "docs" / "performance" / "fanout.md"

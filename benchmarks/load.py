@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
 from messaging.protocol.reasons import Reason
-from tests.support.binary_peer import Client
+from tests.support.binary_client import Client
 
 TEXT, BINARY = WSMsgType.TEXT, WSMsgType.BINARY
 MARK = b"@"

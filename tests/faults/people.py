@@ -21,8 +21,8 @@ from typing import Any
 from websockets.exceptions import ConnectionClosed
 
 from messaging.protocol.reasons import Reason
-from tests.support.binary_peer import NO_PERSIST
-from tests.support.binary_sessions import CONNACK, RECV, BinaryPeer
+from tests.support.binary_client import NO_PERSIST
+from tests.support.binary_peers import CONNACK, RECV, BinaryPeer
 from tests.support.cluster import Roamer
 from tests.support.peers import Peer
 

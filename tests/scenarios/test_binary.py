@@ -9,8 +9,8 @@ import pytest
 
 from messaging.models import Message
 from messaging.protocol.reasons import Reason
-from tests.support.binary_peer import Client
-from tests.support.binary_sessions import (
+from tests.support.binary_client import Client
+from tests.support.binary_peers import (
     DISCONNECT,
     EVENT,
     SUBACK,

@@ -17,8 +17,8 @@ import httpx
 import pytest
 
 from messaging.protocol.reasons import Reason
-from tests.support.binary_peer import DUP, Reader
-from tests.support.binary_sessions import CONNACK, EVENT, PONG, RECV, BinaryPeer
+from tests.support.binary_client import DUP, Reader
+from tests.support.binary_peers import CONNACK, EVENT, PONG, RECV, BinaryPeer
 from tests.support.javascript import CONNECTED, SEND, JavaScriptUser
 from tests.support.sdk import GROUP, PERSON, User
 from tests.support.server import ServerProcess

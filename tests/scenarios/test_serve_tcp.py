@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from messaging.protocol.reasons import Reason
-from tests.support.binary_sessions import DISCONNECT, BinaryPeer, carrier_to
+from tests.support.binary_peers import DISCONNECT, BinaryPeer, carrier_to
 from tests.support.peers import Peer
 from tests.support.server import ServerProcess
 

@@ -30,7 +30,7 @@ from messaging.protocol.packets import (
     Subscribe,
 )
 from messaging.protocol.reasons import Reason
-from tests.support.binary_peer import (
+from tests.support.binary_client import (
     LIMIT,
     NO_ENCRYPT,
     OLD_STREAM,

@@ -28,7 +28,7 @@ from messaging.protocol.packets import (
     Subscribe,
 )
 from messaging.protocol.reasons import Reason
-from tests.support.binary_peer import LIMIT, PAYLOAD_BYTES, Client
+from tests.support.binary_client import LIMIT, PAYLOAD_BYTES, Client
 
 VERSIONS = range(1, 7)
 KEY, IV = b"0123456789abcdef", b"AbCdEfGhIjKlMnOp"

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from tests.support.binary_peer import Client
+from tests.support.binary_client import Client
 from tests.support.peers import PATIENCE, Peer
 
 CONNACK, SENDACK, RECV, PONG, DISCONNECT, SUBACK, EVENT = 2, 4, 5, 8, 9, 11, 12
