@@ -261,8 +261,13 @@ async def repair(
 ) -> AsyncIterator[tuple[Disagreement, bool]]:
     """Mend each of `found` from the truth; says of each whether it is gone afterwards.
 
-    It goes on a part at a time: whoever has no more time for the rest has mended what was said.
+    It goes on a part at a time: whoever has no more time for the rest has mended what was said. The
+    layer is asked once, for all of them: one that hangs is waited for once, not in every part.
     """
+    found = list(found)
+    lost = [each.channel for each in found if each.reason == "layer" and each.channel]
+    groups = [node.hub.groups[channel] for channel in lost if channel in node.hub.groups]
+    await node.layer.try_rejoin([group.name for group in groups])
     for part in _parts(found):
         for repaired in await _repair(node, part):
             yield repaired
@@ -282,9 +287,6 @@ def _parts(found: Iterable[Disagreement]) -> Iterator[list[Disagreement]]:
 async def _repair(node: Node, found: list[Disagreement]) -> list[tuple[Disagreement, bool]]:
     bindings = [each for each in found if each.kind in BINDING_KINDS and each.reason != "layer"]
     await _repair_bindings(node, bindings)
-    lost = [each.channel for each in found if each.reason == "layer" and each.channel]
-    groups = [node.hub.groups[channel] for channel in lost if channel in node.hub.groups]
-    await node.layer.try_rejoin([group.name for group in groups])
     await _repair_sessions(node, found)
     if any(each.kind == Kind.BINDING_BEHIND for each in found):
         await node.catch_up.fetch_behind()

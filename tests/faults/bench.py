@@ -123,7 +123,8 @@ class Place:
 
 
 class Bench:
-    """The servers, and the people of one run. Whatever is left to chance is up to `die`."""
+    """The servers, and the people of one run. Whatever is left to chance is up to `die`; `bound` is
+    how late (seconds) the servers may be in the round of now."""
 
     def __init__(
         self, stack: ExitStack, valkey: Valkey, postgres: Postgres, database: str,
@@ -134,6 +135,7 @@ class Bench:
         self.die = random.Random(0)
         self.post = Post()
         self.base: dict[str, int] = {}
+        self.bound = 0.0
         self.people: list[Person] = []
         self.warm = [f"warm{number}" for number in range(WARM)]
         self.quiet = [f"quiet{number}" for number in range(QUIET)]

@@ -140,6 +140,7 @@ class Round:
         for person in bench.people:
             person.forget()
         bench.post.forget()
+        bench.bound = self.result.bound
         bench.base = dict(
             await bench.ask("SELECT channel_id, last_seq FROM wukongim_subscriptions_channel")
         )

@@ -10,6 +10,8 @@ from uuid import uuid4
 
 import pytest
 
+from messaging.catch_up import CHANNELS_A_PART
+from messaging.check import check_layer, repair
 from subscriptions import services
 from subscriptions.bindings import ChannelKey
 from subscriptions.models import Finding
@@ -83,6 +85,29 @@ async def test_sweep_goes_on_while_the_layers_connection_is_made_anew(here, monk
         await asyncio.wait_for(remaking.wait(), BOUND)
         await alice.send("team", "meanwhile")
         await bob.until_heard("team", "meanwhile", HEALED / 2)
+
+
+async def test_check_waits_once_for_a_layer_that_hangs_however_many_groups_it_lost(
+    here, monkeypatch
+):
+    rooms = [f"room{number}" for number in range(3 * CHANNELS_A_PART)]
+    for room in rooms:
+        await in_thread(make_group, room, "alice")
+    here.node.conf = replace(here.node.conf, steps=())
+    async with Peer(here.url, "alice"):
+        await eventually(lambda: not here.node.pending_groups, "the groups to be joined")
+        for room in rooms:
+            lose_group(here.node.layer, ChannelKey(2, room).group)
+        await eventually(lambda: len(check_layer(here.node)) == len(rooms), "the loss to be seen")
+        asked = []
+
+        async def try_rejoin(groups):
+            asked.append(sorted(groups))
+
+        monkeypatch.setattr(here.node.layer, "try_rejoin", try_rejoin)
+        answers = [each async for each in repair(here.node, check_layer(here.node))]
+        assert asked == [sorted(ChannelKey(2, room).group for room in rooms)]
+        assert [gone for _, gone in answers] == [False] * len(rooms)
 
 
 # --- over a real Valkey -------------------------------------------------------------------------
