@@ -531,7 +531,7 @@ async def neighbours_come_and_go(bench: Bench) -> None:
             uid = bench.die.choice(bench.steady).uid
             url = any_place(bench).server.url
             life = client_of(number)(url, uid, deviceId=f"neighbour{number}")
-            with suppress(OSError, TimeoutError, asyncio.CancelledError, ConnectionClosed):
+            with suppress(OSError, TimeoutError, ConnectionClosed):
                 await life.open()
             await asyncio.sleep(bench.die.random() / 2)
             with suppress(AttributeError):

@@ -279,7 +279,7 @@ def two_positions(settings):
 
 async def test_too_many_positions_close_without_a_word_and_cost_nothing(two_positions, here, team):
     positions = [at(1), at(1, "b"), at(1, "c")]
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(ConnectionResetError):
         async with resumed(here, "bob", *positions) as (bob, _):
             pass
     assert not await in_thread(Session.objects.filter(uid="bob").exists)

@@ -110,14 +110,14 @@ class Roamer:
             turn += 1
 
     async def _opened(self, peer: Peer) -> bool:
-        """Whether the peer was let in. A socket that closes meanwhile cancels the answer; one that
-        was not let in is given up, lest the server lets it in later."""
+        """Whether the peer was let in. One that was not is given up, lest the server lets it in
+        later."""
         opening = asyncio.ensure_future(peer.open())
         try:
             await asyncio.wait([opening])
         finally:
             opening.cancel()
-        opened = not (opening.cancelled() or opening.exception()) and "result" in opening.result()
+        opened = not opening.exception() and "result" in opening.result()
         if not opened and hasattr(peer, "socket"):
             peer.socket.transport.abort()
         return opened

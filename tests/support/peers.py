@@ -51,8 +51,13 @@ class Peer:
         await asyncio.gather(self.reader, return_exceptions=True)
 
     async def ask(self, method: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Send a request; returns its response."""
-        return await asyncio.wait_for(self.post(method, params or {}), PATIENCE)
+        """Send a request; returns its response. Raises ConnectionResetError if the connection ends
+        before it comes."""
+        answer = self.post(method, params or {})
+        await asyncio.wait_for(asyncio.wait([answer]), PATIENCE)
+        if answer.cancelled():
+            raise ConnectionResetError("the connection ended before the answer")
+        return answer.result()
 
     def post(self, method: str, params: dict[str, Any]) -> asyncio.Future[dict[str, Any]]:
         """Send a request now; the future gets its response."""
