@@ -456,7 +456,7 @@ class MessagingConsumer(AsyncConsumer):
 
     def attend(self, now: float) -> None:
         """Once a tick: re-send, give up, and close a session that has gone silent."""
-        for message_id in self.port.resend(now):
+        for message_id in self.port.resend(now, self.session.uid):
             metrics.GIVEN_UP.inc()
             logger.warning("message.unacknowledged", extra={**self._who, "message_id": message_id})
         if now - self.heard_at > conf().idle_seconds:

@@ -13,7 +13,6 @@ from messaging.conf import conf
 from messaging.encoding import packet_of
 from messaging.fanout import Fanout
 from messaging.frames import binary_header, content_of, text_frame
-from messaging.messages import Sent
 from messaging.protocol import jsonrpc
 from messaging.protocol.binary import CONNECT, BinaryCodec, SharedRecv
 from messaging.protocol.packets import ClientPacket, Connect, Event, Recv, ServerPacket
@@ -43,8 +42,8 @@ class Dialect(Protocol):
     def frame_of(self, packet: ServerPacket) -> bytes:
         """A packet as it is written. Empty where the dialect has no word for it."""
 
-    def sent(self, fanout: Fanout, uid: str) -> Sent:
-        """A message as this peer is sent it."""
+    def frame_for(self, fanout: Fanout, uid: str) -> bytes:
+        """A message as this peer is sent it: the same bytes each time."""
 
     def content_of(self, frame: bytes) -> dict[str, Any]:
         """What an ASGI server is to send, of a frame that was made here."""
@@ -71,14 +70,13 @@ class JsonRpc:
         """A text frame."""
         return text_frame(jsonrpc.encode(packet))
 
-    def sent(self, fanout: Fanout, uid: str) -> Sent:
+    def frame_for(self, fanout: Fanout, uid: str) -> bytes:
         """The same for everybody who is shown the same."""
         name = fanout.name_for(uid)
-        sent: Sent | None = fanout.made.get(name)
-        if sent is None:
-            frame = self.frame_of(packet_of(fanout.said, uid))
-            sent = fanout.made[name] = fanout.sent(frame)
-        return sent
+        frame: bytes | None = fanout.made.get(name)
+        if frame is None:
+            frame = fanout.made[name] = self.frame_of(packet_of(fanout.said, uid))
+        return frame
 
     def content_of(self, frame: bytes) -> dict[str, Any]:
         """A text."""
@@ -118,15 +116,15 @@ class Binary:
         data = self._codec.encode(packet)
         return self._header(len(data)) + data if data else b""
 
-    def sent(self, fanout: Fanout, uid: str) -> Sent:
+    def frame_for(self, fanout: Fanout, uid: str) -> bytes:
         """A message with this session's key."""
         key = (self._codec.version, self._header, fanout.name_for(uid))
         shared: SharedRecv | Event | None = fanout.made.get(key)
         if shared is None:
             shared = fanout.made[key] = self._shared(packet_of(fanout.said, uid))
         if isinstance(shared, Event):
-            return fanout.sent(self.frame_of(shared))
-        return fanout.sent(self._codec.encode_shared(shared))
+            return self.frame_of(shared)
+        return self._codec.encode_shared(shared)
 
     def _shared(self, packet: Recv | Event) -> SharedRecv | Event:
         if isinstance(packet, Event):

@@ -117,23 +117,6 @@ Said = StoredMessage | StreamEvent
 """What is offered to sessions."""
 
 
-@dataclass(slots=True)
-class Sent:
-    """A message's frame on its way to sockets: one value for all that are sent the same, and never
-    changed. `at`: when (monotonic); `resends`: how often it was sent again to one of them;
-    `command`: of a stored command, its channel's pk and its seq.
-
-    Not `frozen`: Python takes three times as long to make one that is, and a binary delivery makes
-    one."""
-
-    frame: bytes
-    message_id: int
-    is_stored: bool
-    at: float
-    resends: int = 0
-    command: tuple[int, int] | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Appended:
     """The log's yes: what the sender is told. A repeat gets the first answer again."""

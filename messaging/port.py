@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import takewhile
 
 from messaging import metrics
 from messaging.conf import conf
 from messaging.dialects import Dialect
 from messaging.fanout import Fanout
-from messaging.messages import Sent
 from messaging.outbox import Outbox
 
 
@@ -29,18 +27,18 @@ class Port:
         self.last_acked_at = 0.0
         self.on_command: Callable[[int, int], None] | None = None
         self._commands: dict[int, tuple[int, int]] = {}
-        self._sent: deque[Sent] = deque(maxlen=conf().unacked)
+        self._sent: deque[Fanout] = deque(maxlen=conf().unacked)
         self._acknowledged: set[int] = set()
 
     def offer(self, fanout: Fanout, uid: str) -> bool:
-        """Take a message if there is room; a stored one is remembered until it is acknowledged."""
-        sent = self._dialect.sent(fanout, uid)
-        if not self.outbox.offer(sent.frame):
+        """Take a message if there is room; a stored one is remembered until it is acknowledged. Its
+        frame is not: one with a key of its own is nobody else's, and is hardly ever sent again."""
+        if not self.outbox.offer(self._dialect.frame_for(fanout, uid)):
             return False
-        if sent.is_stored:
-            self._sent.append(sent)
-            if sent.command is not None and self.on_command is not None:
-                self._remember_command(sent.message_id, sent.command)
+        if fanout.is_stored:
+            self._sent.append(fanout)
+            if fanout.command is not None and self.on_command is not None:
+                self._remember_command(fanout.message_id, fanout.command)
         return True
 
     def acknowledge(self, message_id: int, now: float) -> None:
@@ -71,9 +69,9 @@ class Port:
         if not sent:
             self._acknowledged.clear()
 
-    def resend(self, now: float) -> list[int]:
-        """Send again what stayed without an answer though later messages got one; returns the
-        message ids that were given up."""
+    def resend(self, now: float, uid: str) -> list[int]:
+        """Send `uid` again what stayed without an answer though later messages got one; returns
+        the message ids that were given up."""
         given_up: list[int] = []
         for sent in self._older(now - conf().resend_seconds):
             if sent.message_id in self._acknowledged or self.last_acked_at <= sent.at:
@@ -81,12 +79,12 @@ class Port:
             if sent.resends >= conf().resends:
                 given_up.append(sent.message_id)
                 self._sent.remove(sent)
-            elif self.outbox.offer(sent.frame):
+            elif self.outbox.offer(self._dialect.frame_for(sent, uid)):
                 self._sent.remove(sent)
-                self._sent.append(replace(sent, at=now, resends=sent.resends + 1))
+                self._sent.append(sent.again(now))
                 metrics.RESENT.inc()
         return given_up
 
-    def _older(self, moment: float) -> list[Sent]:
+    def _older(self, moment: float) -> list[Fanout]:
         """What was sent at or before this moment. The oldest is first, and mostly new enough."""
         return list(takewhile(lambda each: each.at <= moment, self._sent))

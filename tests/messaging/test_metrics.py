@@ -20,8 +20,9 @@ from rest_framework.test import APIClient
 
 from messaging import metrics
 from messaging.api.metrics import Workers
+from messaging.fanout import Fanout
 from messaging.layer import NodeLayer
-from messaging.messages import Appended, Refused, Sent, StoredMessage
+from messaging.messages import Appended, Refused, StoredMessage
 from messaging.outbox import Outbox, Turn
 from messaging.port import Port
 from messaging.protocol.reasons import Reason
@@ -332,12 +333,13 @@ async def test_full_outbox_and_resends_are_counted(settings):
     turn = Turn(asyncio.get_running_loop())
     port = Port(Outbox(wire, turn, lambda: None), AsGiven())
     port.outbox.open(b"")
-    assert port.offer(Sent(b"123456", 1, True, 0.0), "alice")
-    assert not port.offer(Sent(b"123456", 2, True, 0.0), "alice")
+    fanout = Fanout(StoredMessage(1, ChannelKey(2, "team"), 1, 1, 1, "bob", b"123456", 0))
+    assert port.offer(fanout, "alice")
+    assert not port.offer(fanout, "alice")
     assert [value(name) for name in names] == [before[0] + 1, before[1]]
     port.outbox._bytes = 0
     port.last_acked_at = time.monotonic() + 1
-    assert port.resend(time.monotonic() + 2) == []
+    assert port.resend(time.monotonic() + 2, "alice") == []
     assert [value(name) for name in names] == [before[0] + 1, before[1] + 1]
 
 

@@ -6,9 +6,11 @@ import asyncio
 
 import pytest
 
-from messaging.messages import Sent
+from messaging.fanout import Fanout
+from messaging.messages import StoredMessage
 from messaging.outbox import Outbox, Turn
 from messaging.port import Port
+from subscriptions.bindings import ChannelKey
 from tests.support.wires import AsGiven, FakeWire
 
 
@@ -20,9 +22,18 @@ async def port(settings):
     return port
 
 
-def send(port, *ids, at=0.0):
+def fanout(number, at=0.0, is_stored=True, **fields):
+    """A message with this id, whose frame is its number."""
+    key, seq = ChannelKey(2, "team"), number if is_stored else 0
+    payload = str(number).encode()
+    made = Fanout(StoredMessage(7, key, seq, 1, number, "bob", payload, 0, **fields))
+    made.at = at
+    return made
+
+
+def send(port, *ids, at=0.0, **fields):
     for number in ids:
-        assert port.offer(Sent(str(number).encode(), number, True, at), "alice")
+        assert port.offer(fanout(number, at, **fields), "alice")
 
 
 def waiting(port):
@@ -50,7 +61,7 @@ async def test_acknowledging_what_is_not_waited_for_changes_nothing(port):
 
 async def test_only_the_newest_are_kept_and_none_that_is_not_stored(port):
     send(port, 1, 2, 3, 4, 5)
-    assert port.offer(Sent(b"x", 6, False, 0.0), "alice")
+    send(port, 6, is_stored=False)
     assert waiting(port) == [2, 3, 4, 5]
 
 
@@ -58,31 +69,30 @@ async def test_one_is_sent_again_when_a_later_one_was_acknowledged_and_then_give
     send(port, 1, 2, 3, at=1.0)
     port.acknowledge(2, 0.0)
     port.last_acked_at = 30.0
-    assert port.resend(60.0) == []
+    assert port.resend(60.0, "alice") == []
     await port.outbox.flush(1)
     assert port.outbox._wire.frames[1:] == [b"1", b"2", b"3"]
-    assert port.resend(61.0) == []
+    assert port.resend(61.0, "alice") == []
     await port.outbox.flush(1)
     assert port.outbox._wire.frames[4:] == [b"1", b"3"]
     port.last_acked_at = 90.0
-    assert port.resend(120.0) == []
-    assert port.resend(121.0) == [1, 3]
+    assert port.resend(120.0, "alice") == []
+    assert port.resend(121.0, "alice") == [1, 3]
     assert waiting(port) == []
 
 
 async def test_session_that_acknowledges_nothing_is_sent_nothing_again(port):
     send(port, 1, 2, at=1.0)
-    assert port.resend(100.0) == []
+    assert port.resend(100.0, "alice") == []
     await port.outbox.flush(1)
     assert port.outbox._wire.frames[1:] == [b"1", b"2"]
 
 
 async def test_commands_that_were_acknowledged_are_told_once(port):
     told = []
-    assert port.offer(Sent(b"x", 1, True, 0.0, command=(7, 1)), "alice")  # nobody asks for it
+    send(port, 1, sync_once=True)  # nobody asks for it
     port.on_command = lambda channel, seq: told.append((channel, seq))
-    for number in range(2, 8):
-        assert port.offer(Sent(b"x", number, True, 0.0, command=(7, number)), "alice")
+    send(port, *range(2, 8), sync_once=True)
     for number in (1, 2, 3, 7, 6, 6, 4):
         port.acknowledge(number, 0.0)
     assert told == [(7, 7), (7, 6), (7, 4)], "of 2 and 3 nobody knows any more: UNACKED is 4"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from messaging.messages import Sent
+from messaging.fanout import Fanout
 
 
 class FakeWire:
@@ -38,8 +38,8 @@ class FakeWire:
 
 
 class AsGiven:
-    """A `Dialect` by which each message is sent as the test made it."""
+    """A `Dialect` by which the payload of a message is its frame."""
 
-    def sent(self, sent: Sent, uid: str) -> Sent:
+    def frame_for(self, fanout: Fanout, uid: str) -> bytes:
         """That."""
-        return sent
+        return fanout.said.payload
