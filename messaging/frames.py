@@ -2,7 +2,8 @@
 them; and of those that come, what can be told without a parser.
 
 What comes is parsed by the WebSocket library. But for each delivery there is an acknowledgement,
-and of its cost that was half: a message that is short, whole and there at once is read here.
+and of its cost that was half; and of a session that is silent the answers to pings are nearly all.
+A frame that is short, whole and there at once is read here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import struct
 
 from websockets.frames import apply_mask
 
-TEXT, BINARY = 0x81, 0x82
+TEXT, BINARY, PONG = 0x81, 0x82, 0x8A
 """First byte of a whole frame: final, no extension bits (RFC 6455 §5.2)."""
 
 TWO_BYTES, EIGHT_BYTES = 126, 127
@@ -46,17 +47,18 @@ def content_of(frame: bytes) -> bytes:
     return frame[start:]
 
 
-def short_message(data: bytes, start: int) -> tuple[bytes, int] | None:
-    """The content of the frame that begins at `start`, and where the next begins. None unless it is
-    all there and as plain as frames are: final, no extension bits, masked, below 126 bytes."""
-    if len(data) < start + MASKED or data[start] not in (TEXT, BINARY):
+def short_frame(data: bytes, start: int) -> tuple[int, bytes, int] | None:
+    """First byte and content of the frame that begins at `start`, and where the next begins. None
+    unless it is a message or a pong, all there, and as plain as frames are: final, no extension
+    bits, masked, below 126 bytes."""
+    if len(data) < start + MASKED or data[start] not in (TEXT, BINARY, PONG):
         return None
     length = data[start + 1] - MASK_BIT
     end = start + MASKED + length
     if not 0 <= length < TWO_BYTES or end > len(data):
         return None
     content = data[start + MASKED : end]
-    return apply_mask(content, data[start + 2 : start + MASKED]), end
+    return data[start], apply_mask(content, data[start + 2 : start + MASKED]), end
 
 
 def bytes_to_come(data: bytes, at: int) -> int | None:

@@ -73,6 +73,8 @@ class Port:
         """Send `uid` again what stayed without an answer though later messages got one; returns
         the message ids that were given up."""
         given_up: list[int] = []
+        if not self._sent:
+            return given_up
         for sent in self._older(now - conf().resend_seconds):
             if sent.message_id in self._acknowledged or self.last_acked_at <= sent.at:
                 continue

@@ -15,10 +15,11 @@ from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import OPEN
 
-from messaging.frames import bytes_to_come, short_message
+from messaging.frames import PONG, bytes_to_come, short_frame
 from messaging.wire import EXTENSION
 
 logger = logging.getLogger(__name__)
@@ -107,26 +108,32 @@ class BoundedProtocol(Stalling, WebSocketsSansIOProtocol):
             self._on_takes()
 
     def data_received(self, data: bytes) -> None:
-        """Let the session take whole short messages at once; the rest is parsed, and queued for
-        `receive`. For that it must be known where a frame begins: it is, unless one came before
-        the handshake was over, or was cut within its header."""
+        """Let the session take whole short messages at once, and the keepalive its pongs; the rest
+        is parsed, and queued for `receive`. For that it must be known where a frame begins: it is,
+        unless one came before the handshake was over, or was cut within its header."""
         if self.conn.state is not OPEN:
             if self.handshake_initiated or not data.endswith(END_OF_REQUEST):
                 self._to_come = None
         elif self._to_come is not None:
-            data = data[self._take_messages(data) :]
+            data = data[self._take_frames(data) :]
             self._to_come = bytes_to_come(data, self._to_come)
         if data:
             super().data_received(data)
 
-    def _take_messages(self, data: bytes) -> int:
-        """Where the first frame begins that the session did not take. It is offered none while an
+    def _take_frames(self, data: bytes) -> int:
+        """Where the first frame begins that was not taken. The session is offered none while an
         earlier one waits for it: uvicorn reads nothing then."""
         start, taken = 0, self._taken
         between_messages = not self._to_come and self.conn.current_size is None
-        if taken is not None and between_messages and not self.close_sent:
-            while (found := short_message(data, start)) and taken(found[0]):
-                start = found[1]
+        if taken is None or not between_messages or self.close_sent:
+            return start
+        while found := short_frame(data, start):
+            kind, content, end = found
+            if kind == PONG:
+                self.handle_pong(Frame(Opcode.PONG, content))
+            elif not taken(content):
+                break
+            start = end
         return start
 
     # --- what a peer may make us keep --------------------------------------------------------

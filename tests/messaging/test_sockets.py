@@ -195,6 +195,22 @@ async def test_texts_come_through_in_order_wherever_the_network_cuts_them(cut):
         await eventually(lambda: application.seen == 6, "what comes after them")
 
 
+@pytest.mark.parametrize("stray", [b"", Frame(Opcode.PONG, b"nobody asked").serialize(mask=True)])
+async def test_pong_among_texts_is_taken_and_each_peer_is_pinged_again(stray):
+    async with wired(ws_per_message_deflate=False) as (application, client):
+        socket, frames = application.wire, []
+        monitored = socket.conn.receive_data
+        socket.conn.receive_data = lambda data: (frames.append(data), monitored(data))
+        for count in (1, 2, 3):
+            first = socket.ping_timer
+            socket.send_keepalive_ping()
+            client.transport.write(stray + Frame(Opcode.TEXT, b"a").serialize(mask=True))
+            await eventually(lambda first=first: socket.ping_timer not in (first, None), "its pong")
+            await eventually(lambda count=count: application.seen == count, "the text")
+            assert (socket.pong_timer, socket.pending_ping_payload) == (None, None)
+        assert frames == [], "nothing had to be parsed"
+
+
 async def test_peer_that_does_not_read_pauses_the_wire_until_it_does():
     piece = text_frame(b"x" * 65_000)
     async with wired(ws_per_message_deflate=False) as (application, client):
