@@ -27,7 +27,7 @@ from benchmarks.report import Report, machine
 from benchmarks.runs import ask, shuffled, spread
 from messaging.protocol import jsonrpc
 from messaging.protocol.binary import SharedRecv
-from messaging.protocol.cipher import BLOCK, PADDING, agree
+from messaging.protocol.cipher import agree, padding_of
 from messaging.protocol.packets import Header, Pong, Recv, Send, SendAck
 from tests.support.binary_client import session
 from tests.support.server import ROOT
@@ -76,9 +76,11 @@ def packets() -> list[Cell]:
         cipher.encrypt(payload)
         cipher.sign(signed)
 
+    signed_padded = signed + shared.padding
+
     def seal_padded() -> None:
         cipher.encrypt_padded(shared.plain)
-        cipher.sign(signed)
+        cipher.sign_padded(signed_padded)
 
     def open_() -> None:
         cipher.sign(signed)
@@ -123,7 +125,7 @@ def ciphers() -> list[Cell]:
     cipher, plain = codec.cipher, b"x" * PAYLOAD_BYTES
     assert cipher is not None
     text = cipher.encrypt(plain)
-    padded = plain + PADDING[BLOCK]
+    padded = plain + padding_of(len(plain))
     anew = BlockCipher(AES(b"0123456789abcdef"), CBC(b"0123456789abcdef"))
     key = client.key
     return [

@@ -235,12 +235,13 @@ def cipher_micros(cell: Cell) -> float:
     ciphers = [agree(Client(BINARY_VERSION).key).cipher for _ in range(cell.receivers)]
     room, payload = room_of(cell.receivers), message_of("x" * cell.size)
     recv = Recv(MESSAGE_ID, 42, 1_700_000_001, room, 2, "sender", payload, "x" * TOKEN_LENGTH)
-    signed = SharedRecv.of(recv, BINARY_VERSION).signed + ciphers[0].encrypt(payload)
+    shared = SharedRecv.of(recv, BINARY_VERSION)
+    signed = shared.signed + ciphers[0].encrypt(payload) + shared.padding
 
     def seal() -> None:
         for cipher in ciphers:
-            cipher.encrypt(payload)
-            cipher.sign(signed)
+            cipher.encrypt_padded(shared.plain)
+            cipher.sign_padded(signed)
 
     return micros(seal, 0.1) / len(ciphers)
 

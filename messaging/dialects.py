@@ -87,6 +87,8 @@ class Binary:
     """The binary protocol (§2), in binary frames or, over TCP, in none. `header`: what stands
     before a packet of some length; `content` takes it away."""
 
+    __slots__ = ("_codec", "_content", "_header")
+
     def __init__(
         self, header: Callable[[int], bytes], content: Callable[[bytes], bytes], first_bytes: int
     ) -> None:

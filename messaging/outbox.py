@@ -49,6 +49,11 @@ class Turn:
 class Outbox:
     """Frames for one socket. Nothing leaves before `open`, so CONNACK is always first."""
 
+    __slots__ = (
+        "_bytes", "_changed", "_due", "_ended", "_frames", "_limit", "_low", "_on_room", "_refused",
+        "_turn", "_wire",
+    )  # fmt: skip
+
     def __init__(self, wire: Wire, turn: Turn, on_room: Callable[[], None]) -> None:
         self._wire, self._turn, self._on_room = wire, turn, on_room
         self._frames: list[bytes] = []

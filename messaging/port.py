@@ -22,6 +22,10 @@ class Port:
     acknowledged.
     """
 
+    __slots__ = (
+        "_acknowledged", "_commands", "_dialect", "_sent", "last_acked_at", "on_command", "outbox",
+    )  # fmt: skip
+
     def __init__(self, outbox: Outbox, dialect: Dialect) -> None:
         self.outbox, self._dialect = outbox, dialect
         self.last_acked_at = 0.0

@@ -723,7 +723,7 @@ MUTANTS = [
     Mutant(
         "the binary check of a send's msgKey",
         "messaging/protocol/binary.py",
-        "if not hmac.compare_digest(self.cipher.sign(signed).encode(), key):",
+        "if not hmac.compare_digest(self.cipher.sign(signed), key):",
         "if False:",
         "messaging/protocol/test_binary.py scenarios/test_binary.py",
     ),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from messaging.protocol.cipher import Cipher, Padded, agree, encrypted_length
+from messaging.protocol.cipher import Cipher, agree, encrypted_length, padding_of
 from messaging.protocol.faults import Fault, ProtocolFault
 from messaging.protocol.fields import (
     TEXT_LENGTH,
@@ -211,8 +211,11 @@ class SharedRecv:
     head: bytes
     tail: bytes
     signed: bytes
-    """What the msgKey covers, but for the payload, which is its end (§2.10)."""
-    plain: Padded
+    """What the msgKey covers (§2.10), up to the encrypted payload, which is its end."""
+    padding: bytes
+    """What follows that end when it is signed."""
+    plain: bytes
+    """The payload with its padding."""
     length: int
     """Bytes of the packet."""
 
@@ -238,12 +241,13 @@ class SharedRecv:
         signed = (
             f"{packet.message_id}{packet.message_seq}{packet.client_msg_no}{packet.timestamp}"
             f"{packet.from_uid}{packet.channel_id}{packet.channel_type}"
-        )
-        start = bytes((setting, 0, KEY_LENGTH))
-        length = len(start) + KEY_LENGTH + len(tail) + encrypted_length(len(packet.payload))
+        ).encode()
+        start, plain = bytes((setting, 0, KEY_LENGTH)), packet.payload
+        encrypted = encrypted_length(len(plain))
+        length = len(start) + KEY_LENGTH + len(tail) + encrypted
         head = head_of(RECV, flags_of(packet.header), length)
-        return cls(head + start, tail, signed.encode(), Padded.of(packet.payload),
-                   len(head) + length)  # fmt: skip
+        return cls(head + start, tail, signed, padding_of(len(signed) + encrypted),
+                   plain + padding_of(len(plain)), len(head) + length)  # fmt: skip
 
     def behind(self, header: bytes) -> SharedRecv:
         """The same with what carries it before it."""
@@ -252,7 +256,7 @@ class SharedRecv:
     def sealed(self, cipher: Cipher) -> bytes:
         """The packet of one receiver."""
         payload = cipher.encrypt_padded(self.plain)
-        key = cipher.sign(self.signed + payload).encode()
+        key = cipher.sign_padded(b"".join((self.signed, payload, self.padding)))
         return b"".join((self.head, key, self.tail, payload))
 
 
@@ -265,6 +269,8 @@ class BinaryCodec:
     `decode` the CONNECT, `start` with it, then `encode` its answer. Until `start` nothing can be
     deciphered: a SEND before it is a `BadSend`.
     """
+
+    __slots__ = ("_announced", "_newest", "_payload_bytes", "_splitter", "cipher", "version")
 
     def __init__(self, limit: int, payload_bytes: int, newest: int) -> None:
         """`limit`: bytes of a packet; `payload_bytes`: of a message body as it is read;
@@ -391,7 +397,7 @@ class BinaryCodec:
         whatever is wrong with either."""
         if self.cipher is None:
             raise ProtocolFault(Fault.BAD_PAYLOAD)
-        if not hmac.compare_digest(self.cipher.sign(signed).encode(), key):
+        if not hmac.compare_digest(self.cipher.sign(signed), key):
             raise ProtocolFault(Fault.BAD_PAYLOAD)
         try:
             payload = self.cipher.decrypt(text)

@@ -9,10 +9,9 @@ from __future__ import annotations
 import base64
 import secrets
 import string
-from binascii import a2b_base64, b2a_base64
+from binascii import a2b_base64, b2a_base64, b2a_hex
 from dataclasses import dataclass
 from hashlib import md5
-from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher as BlockCipher
@@ -32,17 +31,9 @@ def encrypted_length(length: int) -> int:
     return (blocks + 2) // 3 * 4
 
 
-class Padded(NamedTuple):
-    """Bytes with their padding, ready for many ciphers: the first block as a number, the others."""
-
-    first: int
-    rest: bytes
-
-    @classmethod
-    def of(cls, plain: bytes) -> Padded:
-        """These bytes, padded."""
-        padded = plain + PADDING[BLOCK - len(plain) % BLOCK]
-        return cls(int.from_bytes(padded[:BLOCK], "big"), padded[BLOCK:])
+def padding_of(length: int) -> bytes:
+    """What has to follow so many bytes."""
+    return PADDING[BLOCK - length % BLOCK]
 
 
 class Cipher:
@@ -55,6 +46,8 @@ class Cipher:
     and drops what comes out of it. Not for two threads at once.
     """
 
+    __slots__ = ("_carried", "_decrypt", "_encrypt", "_iv", "_iv_bits")
+
     def __init__(self, key: bytes, iv: bytes) -> None:
         cipher = BlockCipher(AES(key), CBC(iv))
         self._encrypt = cipher.encryptor().update
@@ -66,12 +59,12 @@ class Cipher:
 
     def encrypt(self, plain: bytes) -> bytes:
         """The ciphertext of these bytes, as base64 text."""
-        return self.encrypt_padded(Padded.of(plain))
+        return self.encrypt_padded(plain + padding_of(len(plain)))
 
-    def encrypt_padded(self, padded: Padded) -> bytes:
-        """The same of bytes that are padded already."""
-        first = padded.first ^ self._carried
-        blocks = self._encrypt(first.to_bytes(BLOCK, "big") + padded.rest)
+    def encrypt_padded(self, padded: bytes) -> bytes:
+        """The same of bytes with their padding, which many ciphers may share."""
+        first = int.from_bytes(padded[:BLOCK], "big") ^ self._carried
+        blocks = self._encrypt(first.to_bytes(BLOCK, "big") + padded[BLOCK:])
         self._carried = int.from_bytes(blocks[-BLOCK:], "big") ^ self._iv_bits
         return b2a_base64(blocks, newline=False)
 
@@ -86,9 +79,13 @@ class Cipher:
             raise ValueError("not padded")
         return padded[:-missing]
 
-    def sign(self, parts: bytes) -> str:
+    def sign(self, parts: bytes) -> bytes:
         """The msgKey of a text: MD5, in hexadecimal, of its encryption."""
-        return md5(self.encrypt(parts), usedforsecurity=False).hexdigest()
+        return self.sign_padded(parts + padding_of(len(parts)))
+
+    def sign_padded(self, padded: bytes) -> bytes:
+        """The same of a text with its padding."""
+        return b2a_hex(md5(self.encrypt_padded(padded), usedforsecurity=False).digest())
 
 
 @dataclass(frozen=True, slots=True)
