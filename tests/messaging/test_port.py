@@ -6,11 +6,13 @@ import asyncio
 
 import pytest
 
+from messaging.dialects import JSON_RPC, dialect_of
 from messaging.fanout import Fanout
 from messaging.messages import StoredMessage
 from messaging.outbox import Outbox, Turn
 from messaging.port import Port
 from subscriptions.bindings import ChannelKey
+from tests.support.binary_client import Client
 from tests.support.wires import AsGiven, FakeWire
 
 
@@ -86,6 +88,21 @@ async def test_session_that_acknowledges_nothing_is_sent_nothing_again(port):
     assert port.resend(100.0, "alice") == []
     await port.outbox.flush(1)
     assert port.outbox._wire.frames[1:] == [b"1", b"2"]
+
+
+def binary_dialect():
+    """That of a binary session that has been let in."""
+    first = Client(version=5).connect("alice", "token", "phone", 2)
+    dialect = dialect_of(first, in_frames=True, first_bytes=len(first))
+    dialect.start(*dialect.decode(first))
+    return dialect
+
+
+@pytest.mark.parametrize("make", [lambda: JSON_RPC, binary_dialect], ids=["JSON-RPC", "binary"])
+def test_frame_that_is_sent_again_is_the_same(make):
+    dialect, first = make(), fanout(7)
+    frames = [dialect.frame_for(each, "alice") for each in (first, first, first.again(now=1.0))]
+    assert len(set(frames)) == 1
 
 
 async def test_commands_that_were_acknowledged_are_told_once(port):
