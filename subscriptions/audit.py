@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 MANY = 100
 """Disagreements of one kind that are written down one by one: four statements each, so half a
 second of the writing thread at most."""
+
+WEIGHT = (1 << 48) - 1
+"""The bits of a hash that stand for a channel or a session where two tables are compared."""
 
 
 class Kind(StrEnum):
@@ -109,22 +111,33 @@ def tables_agree(sessions: Mapping[str, SessionTables], groups: Mapping[int, Gro
     nearly always do: what a node at rest asks of half a million bindings every few seconds.
 
     Either side is a set of pairs of a channel and a session id, and each of both stands for a
-    64-bit number that nobody chose: the hash of a string. The sum over the pairs of the products
-    of both numbers is taken of each side: so each table is walked from its own end, in the order
-    in which it lies in memory. Two different sets have equal sums about once in 2⁶⁰, and hashes
-    are another in each process. (The channels' own numbers would not do: 1 and 4 are 2 and 3.)
+    number that nobody chose: of the hash of a string 48 bits, of which Python adds some ten
+    thousand as machine words. The sum over the pairs of the products of both numbers is taken of
+    each side: so each table is walked from its own end, in the order in which it lies in memory.
+    Two different sets have equal sums about once in 2⁴⁷, and hashes are another in each process.
+    (The channels' own numbers would not do: 1 and 4 are 2 and 3.)
     """
     by_groups = by_sessions = 0
-    weight = cache(lambda channel: hash(str(channel)))
-    for channel, group in groups.items():
-        if group.sessions.keys() != group.bindings.keys():
-            return False
-        by_groups += weight(channel) * sum(map(hash, group.sessions))
-    for name, session in sessions.items():
-        if session.bindings.keys() != session.heard.keys():
-            return False
-        by_sessions += hash(name) * sum(map(weight, session.bindings))
+    channels = {channel: hash(str(channel)) & WEIGHT for channel in groups}
+    names = {name: hash(name) & WEIGHT for name in sessions}
+    try:
+        for channel, group in groups.items():
+            if _keys_differ(group.sessions, group.bindings):
+                return False
+            by_groups += channels[channel] * sum(map(names.__getitem__, group.sessions))
+        for name, session in sessions.items():
+            if _keys_differ(session.bindings, session.heard):
+                return False
+            by_sessions += names[name] * sum(map(channels.__getitem__, session.bindings))
+    except KeyError:  # bound to a group, or to a session, that is not there
+        return False
     return by_groups == by_sessions
+
+
+def _keys_differ(one: Mapping[Any, object], other: Mapping[Any, object]) -> bool:
+    """Whether these have other keys. Mostly they came in the same order: then each need not be
+    looked for."""
+    return [*one] != [*other] and one.keys() != other.keys()
 
 
 def compare_session_tables(
