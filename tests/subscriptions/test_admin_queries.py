@@ -31,16 +31,18 @@ from tests.support.admin_pages import admin_url, iter_pages, log_in, log_in_oper
 
 pytestmark = pytest.mark.django_db
 
+HOUR = timedelta(hours=1)
 LARGE = "c7"
 """The channel of all users, which a search for it finds, too."""
 
 
 def fill(start: int, end: int) -> None:
-    """Rows number `start` to `end` of everything, and all those users in one large channel, too."""
+    """Rows number `start` to `end` of everything, and all those users in one large channel, too.
+    However long the test takes every second node lives, and the others are dead."""
     numbers, now = range(start, end), timezone.now()
-    lease = now + timedelta(seconds=60)
+    leases = [now + HOUR, now - HOUR]
     nodes = Node.objects.bulk_create(
-        Node(host=f"h{n}", pid=n, lease_until=lease, checked_at=now) for n in numbers
+        Node(host=f"h{n}", pid=n, lease_until=leases[n % 2], checked_at=now) for n in numbers
     )
     channels = Channel.objects.bulk_create(
         Channel(channel_id=f"c{n}", channel_type=2) for n in numbers
