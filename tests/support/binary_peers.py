@@ -146,14 +146,12 @@ class BinaryPeer(Peer):
         return {"channel_id": channel, "channel_type": kind, "payload": payload, **extra}
 
     async def _read(self) -> None:
-        with suppress(ConnectionError, ConnectionClosed):  # it went while this acknowledged
-            while (packet := await self.carrier.packet()) is not None:
-                await self._take(self.client.read(packet))
-        for future in self.answers.values():
-            if not future.done():
-                future.cancel()
-        async with self._changed:
-            self._changed.notify_all()
+        try:
+            with suppress(ConnectionError, ConnectionClosed):  # it went while this acknowledged
+                while (packet := await self.carrier.packet()) is not None:
+                    await self._take(self.client.read(packet))
+        finally:
+            await self._end()
 
     async def _take(self, fields: dict[str, Any]) -> None:
         kind = fields["type"]

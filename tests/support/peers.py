@@ -105,11 +105,15 @@ class Peer:
         except ConnectionClosed:
             pass
         finally:
-            for future in self.answers.values():
-                if not future.done():
-                    future.cancel()
-            async with self._changed:
-                self._changed.notify_all()
+            await self._end()
+
+    async def _end(self) -> None:
+        """Nothing comes any more: whoever waits is told."""
+        for future in self.answers.values():
+            if not future.done():
+                future.cancel()
+        async with self._changed:
+            self._changed.notify_all()
 
     async def _take(self, frame: dict[str, Any]) -> None:
         if "id" in frame:
