@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import NamedTuple
 
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from messaging import doorbell, registry
+from messaging.batching import ALONE, Alone
 from messaging.conf import conf
+from messaging.message_table import wanted_rows
 from messaging.models import Device, Session
 from messaging.protocol.reasons import Reason
 from subscriptions.bindings import SYSTEM_UID, ChannelType
@@ -23,12 +26,37 @@ QUIT = "logged out"
 BY_OPERATOR = "disconnected by an operator"
 
 
+class Claim(NamedTuple):
+    """Who somebody says to be, by which kind of device, and the token that shows it."""
+
+    uid: str
+    flag: int
+    token: str
+
+
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The answer to a connect: SUCCESS with the device's level, or why not."""
+    """The answer to a connect: SUCCESS with the device's level, or why not. `opened_at` is the
+    database's time at which the session's row was written, if it was."""
 
     reason: Reason
     level: int = 0
+    opened_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A session that is to be opened, by whom its token shows; `is_there` says whether its peer has
+    not gone yet."""
+
+    session: Session
+    token: str
+    is_there: Callable[[], bool] = lambda: True
+
+    @property
+    def claim(self) -> Claim:
+        """Who it says to be."""
+        return Claim(self.session.uid, self.session.device_flag, self.token)
 
 
 def hash_token(token: str, salt: str = "") -> str:
@@ -48,49 +76,78 @@ def matches(token: str, stored: str) -> bool:
     return hmac.compare_digest(hash_token(token, salt).encode(), stored.encode())
 
 
-def admit(uid: str, flag: int, token: str) -> Admission:
-    """Judge a connect: who it is first, so that only they learn of their ban. One read."""
-    if uid == SYSTEM_UID:
+def admit(claims: Sequence[Claim]) -> list[Admission]:
+    """Judge connects: who it is first, so that only they learn of their ban. One read for all."""
+    facts = _facts_of(claims)
+    return [_judge(claim, *facts[number]) for number, claim in enumerate(claims)]
+
+
+def _judge(claim: Claim, stored: str | None, level: int, banned: bool) -> Admission:
+    if claim.uid == SYSTEM_UID:
         return Admission(Reason.AUTH_FAIL)
-    stored, level, banned = _facts_of(uid, flag)
     if not conf().token_required:
         level = 0
-    elif not matches(token, stored or ""):
+    elif not matches(claim.token, stored or ""):
         return Admission(Reason.AUTH_FAIL)
     return Admission(Reason.BAN) if banned else Admission(Reason.SUCCESS, level)
 
 
-def _facts_of(uid: str, flag: int) -> tuple[str | None, int, bool]:
-    """(hash of the token or None, level, whether the uid is banned), by plain SQL: it is asked
-    twice a connect, and the ORM took four times as long to work it out as to ask it."""
+def _facts_of(claims: Sequence[Claim]) -> dict[int, tuple[str | None, int, bool]]:
+    """For each of these, by its place: the hash of the token or None, the level, and whether the
+    uid is banned. By plain SQL: the ORM took four times as long to work it out as to ask it."""
+    wanted, values = wanted_rows(
+        {"number": "int", "uid": "text", "flag": "int"},
+        ((number, claim.uid, claim.flag) for number, claim in enumerate(claims)),
+    )
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT d.token_hash, d.level, p.ban FROM (SELECT 1) AS one"  # noqa: S608 - our own names
-            f" LEFT JOIN {Device._meta.db_table} d ON d.uid = %s AND d.flag = %s"
-            f" LEFT JOIN {Channel._meta.db_table} p ON p.channel_id = %s AND p.channel_type = %s",
-            [uid, flag, uid, int(ChannelType.PERSON)],
+            f"{wanted} SELECT w.number, d.token_hash, d.level, p.ban FROM wanted w"  # noqa: S608 - our own names
+            f" LEFT JOIN {Device._meta.db_table} d ON d.uid = w.uid AND d.flag = w.flag"
+            f" LEFT JOIN {Channel._meta.db_table} p"
+            f" ON p.channel_id = w.uid AND p.channel_type = {ChannelType.PERSON:d}",
+            values,
         )
-        stored, level, banned = cursor.fetchone()
-    return stored, level or 0, bool(banned)
+        rows = cursor.fetchall()
+    return {number: (stored, level or 0, bool(ban)) for number, stored, level, ban in rows}
 
 
 @transaction.atomic
-def open_session(
-    session: Session, token: str, is_there: Callable[[], bool] = lambda: True
-) -> tuple[Admission, datetime | None]:
-    """Admit once more and write the session's row, in one transaction; returns when, if admitted
-    and still there.
+def open_sessions(arrivals: Sequence[Arrival]) -> list[Admission | Alone]:
+    """Admit these once more and write their sessions' rows, in one transaction. Who is admitted and
+    gone meanwhile gets no row.
 
     A token that was replaced, or a ban, since the first look would otherwise leave a session that
     nobody sends away: whoever replaces a token sends away those whose rows there are. And a peer
     that gave up waiting and came in elsewhere would be sent away there by what it gave up (F22).
+
+    A single one waits for whoever holds its device (`registry.hold_device`). Of several nobody
+    waits for another's: who comes by a device that is held, or that one before it comes by, is to
+    come alone.
     """
-    registry.hold_device(session.uid, session.device_flag)
-    admission = admit(session.uid, session.device_flag, token)
-    if admission.reason != Reason.SUCCESS or not is_there():
-        return admission, None
-    session.device_level = admission.level
-    return admission, registry.open_session(session, doorbell.ring_kick)
+    held = _hold([(each.session.uid, each.session.device_flag) for each in arrivals])
+    outcomes: list[Admission | Alone] = [ALONE] * len(arrivals)
+    opened = {}
+    mine = [number for number, got in enumerate(held) if got]
+    admissions = admit([arrivals[number].claim for number in mine]) if mine else []
+    for number, admission in zip(mine, admissions, strict=True):
+        outcomes[number] = admission
+        if admission.reason == Reason.SUCCESS and arrivals[number].is_there():
+            arrivals[number].session.device_level = admission.level
+            opened[number] = admission
+    sessions = [arrivals[number].session for number in opened]
+    registry.open_sessions(sessions, doorbell.ring_kick)
+    for number, admission in opened.items():
+        outcomes[number] = replace(admission, opened_at=arrivals[number].session.opened_at)
+    return outcomes
+
+
+def _hold(places: Sequence[tuple[str, int]]) -> list[bool]:
+    """Hold these devices; of each whether it is held, and for the first of those who name it."""
+    if len(places) == 1:
+        registry.hold_device(*places[0])
+        return [True]
+    got = registry.try_devices(dict.fromkeys(places))
+    return [place in got and places.index(place) == at for at, place in enumerate(places)]
 
 
 @transaction.atomic

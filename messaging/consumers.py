@@ -209,7 +209,9 @@ class MessagingConsumer(AsyncConsumer):
 
     async def _admit(self, connect: Connect) -> None:
         """Judge who it is before anything is written; whoever fails is refused, then closed."""
-        admission = await self._ask(auth.admit, connect.uid, connect.device_flag, connect.token)
+        claim = auth.Claim(connect.uid, connect.device_flag, connect.token)
+        async with self._come_back_later():
+            admission = await self.node.arrivals.admit(claim)
         await self._refuse_unless_admitted(connect, admission)
 
     async def _refuse_unless_admitted(self, connect: Connect, admission: auth.Admission) -> None:
@@ -239,10 +241,6 @@ class MessagingConsumer(AsyncConsumer):
             logger.info("socket.refused", extra=extra)
             await self._refuse_connect(connect, Reason.CLIENT_KEY_IS_EMPTY)
 
-    async def _ask(self, question: Any, *args: Any) -> Any:
-        async with self._come_back_later():
-            return await self.node.database.read(question, *args)
-
     @asynccontextmanager
     async def _come_back_later(self) -> AsyncIterator[None]:
         """A database that fails is no fault of the peer's: 1013."""
@@ -265,15 +263,15 @@ class MessagingConsumer(AsyncConsumer):
         )
         self._ahead = asyncio.ensure_future(self.receive())
         async with self._come_back_later():
-            admission, opened_at = await self.node.database.write(
-                auth.open_session, self.row, connect.token, self._is_there
+            admission = await self.node.arrivals.open(
+                auth.Arrival(self.row, connect.token, self._is_there)
             )
-            if opened_at is None:
+            if admission.opened_at is None:
                 await self._refuse_unless_admitted(connect, admission)
                 raise Gone(1006)
             if admission.level == registry.MASTER:
                 self.port.on_command = self._command_taken
-            self.session = LiveSession(self.row.id, connect.uid, self.port, opened_at)
+            self.session = LiveSession(self.row.id, connect.uid, self.port, admission.opened_at)
             self.node.hub.register(self.session)
             resumed = await self.bind_memberships(connect.positions)
         self._require_room()

@@ -23,6 +23,7 @@ from django.db import DatabaseError, connection
 
 from messaging import commands, metrics, registry, resume
 from messaging.answers import Answers
+from messaging.arrivals import Arrivals
 from messaging.catch_up import CatchUp
 from messaging.conf import MessagingConf, conf
 from messaging.database import DatabaseThreads
@@ -39,7 +40,7 @@ from messaging.signals import message_appended
 from messaging.tick import Tick
 from subscriptions import signals
 from subscriptions.bindings import NODES_GROUP, ChannelKey
-from subscriptions.selectors import heads, memberships_of
+from subscriptions.selectors import heads
 from subscriptions.triggers import install
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ class Node:
         self.conf: MessagingConf = conf()
         self.loop = asyncio.get_running_loop()
         self.database = DatabaseThreads()
+        self.arrivals = Arrivals(self.database)
         self.layer = NodeLayer()
         self.hub = Hub(Needs(self.look, self._group_changed, self._group_changed))
         self.catch_up = CatchUp(self.hub, self.database, self.layer)
@@ -327,10 +329,10 @@ class Node:
         """Bind a registered session to the group of each of its memberships, at the head or where
         its client claims to be; returns what came of the claims.
 
-        One statement reads memberships, heads and versions of one snapshot; the count of queries
-        does not depend on how many there are.
+        One statement reads memberships, heads and versions of one snapshot, for all who have come;
+        the count of queries does not depend on how many there are.
         """
-        expected = await self.database.read(memberships_of, [session.uid])
+        expected = await self.arrivals.memberships(session.uid)
         starts: dict[ChannelKey, resume.Start] = {}
         if claims:
             room = self.conf.lag_messages

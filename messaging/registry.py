@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from django.db import connection, transaction
@@ -19,6 +20,7 @@ from django.db.models.functions import Now
 
 from messaging import online
 from messaging.conf import conf
+from messaging.message_table import locks_rows, wanted_rows
 from messaging.models import Device, Node, Session
 from subscriptions.audit import Disagreement, Kind
 from subscriptions.clock import ago, ahead
@@ -177,6 +179,21 @@ def hold_device(uid: str, flag: int) -> None:
             )
 
 
+def try_devices(places: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Hold those of these devices (uid, flag) that nobody else holds; returns them."""
+    places = list(places)
+    if connection.vendor != "postgresql":
+        return set(places)
+    with connection.cursor() as cursor:
+        cursor.execute(f"{PATIENTLY}, pg_advisory_xact_lock_shared(%s)", [DEVICES_LOCK])
+        cursor.execute(
+            "SELECT pg_try_advisory_xact_lock(hashtextextended(name, %s))"
+            " FROM unnest(%s::text[]) WITH ORDINALITY AS device (name, place) ORDER BY place",
+            [DEVICES_LOCK, [f"{flag}:{uid}" for uid, flag in places]],
+        )
+        return {place for place, (got,) in zip(places, cursor.fetchall(), strict=True) if got}
+
+
 def hold_devices() -> None:
     """The same for all of them, for whoever would need too many locks."""
     if connection.vendor == "postgresql":
@@ -292,33 +309,59 @@ def _close(rows: QuerySet[Session], because: str) -> list[online.Place]:
     return closed
 
 
-def open_session(session: Session, ring: Callable[[str], object] | None = None) -> datetime:
-    """Write a session's row and tell those it displaces to go; returns the database's time. In a
-    transaction of the caller's, which holds the device.
+def open_sessions(
+    sessions: Sequence[Session], ring: Callable[[str], object] | None = None
+) -> None:
+    """Write the rows of sessions, each of another device, and tell those they displace to go. In a
+    transaction of the caller's, which holds the devices. `opened_at` becomes the database's time.
 
     Who goes is protocol §4.1: a master displaces every other session of its uid and device flag,
     a slave only those with its own device id. Where anybody has to, `ring` is called with the uid
     after the commit, so that their nodes need not wait for their tick.
     """
-    session.save(force_insert=True)
-    told = _displace_for(session)
-    if told and ring is not None:
-        transaction.on_commit(lambda: ring(session.uid))
-    online.announce([(session.pk, session.uid, session.device_flag)], True, live_sessions)
-    return session.opened_at  # as the database has it: its default comes back with the row
+    if not sessions:
+        return
+    Session.objects.bulk_create(sessions)  # the times that are the database's come back with it
+    displaced = _displace_for(sessions)
+    if ring is not None:
+        for uid in displaced:
+            transaction.on_commit(partial(ring, uid))
+    opened = [(each.pk, each.uid, each.device_flag) for each in sessions]
+    online.announce(opened, True, live_sessions)
 
 
-def _displace_for(session: Session) -> int:
-    """Tell the others to go who have to; returns how many."""
-    live = Session.objects.filter(
-        uid=session.uid, device_flag=session.device_flag, closed_at__isnull=True, kick=""
-    )
-    rivals = _lock(live.exclude(pk=session.pk), "pk", "device_id")
-    same = {pk for pk, device in rivals if device and device == session.device_id}
-    told = _kick(same, SAME_DEVICE)
-    if session.device_level:
-        told += _kick({pk for pk, _ in rivals} - same, OTHER_DEVICE)
-    return told
+def _displace_for(sessions: Sequence[Session]) -> list[str]:
+    """Tell the others to go who have to; returns their uids."""
+    told = defaultdict(list)
+    newcomers = {(each.uid, each.device_flag): each for each in sessions}
+    uids = {}
+    for pk, device, uid, flag in _rivals(newcomers, {each.pk for each in sessions}):
+        newcomer = newcomers[uid, flag]
+        if device and device == newcomer.device_id:
+            told[SAME_DEVICE].append(pk)
+        elif newcomer.device_level:
+            told[OTHER_DEVICE].append(pk)
+        else:
+            continue
+        uids[uid] = True
+    for reason, pks in told.items():
+        _kick(pks, reason)
+    return list(uids)
+
+
+def _rivals(devices: Iterable[tuple[str, int]], but: Collection[str]) -> list[Any]:
+    """(pk, device id, uid, flag) of live sessions of these devices, but for some, locked as `_lock`
+    does. By plain SQL, since it is asked for each who connects."""
+    wanted, values = wanted_rows({"uid": "text", "flag": "int"}, devices)
+    lock = " FOR NO KEY UPDATE OF s" if locks_rows() else ""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"{wanted} SELECT s.id, s.device_id, s.uid, s.device_flag FROM wanted w"  # noqa: S608 - our own names
+            f" JOIN {Session._meta.db_table} s ON s.uid = w.uid AND s.device_flag = w.flag"
+            f" WHERE s.closed_at IS NULL AND s.kick = '' ORDER BY s.id{lock}",
+            values,
+        )
+        return [row for row in cursor.fetchall() if row[0] not in but]
 
 
 def _kick(sessions: Collection[str], because: str) -> int:

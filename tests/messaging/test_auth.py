@@ -20,8 +20,13 @@ pytestmark = pytest.mark.django_db
 TOKENS = st.text(st.characters(categories=["L", "N", "P", "S", "Z", "C"]), min_size=1)
 
 
+def admit(*claim):
+    [admission] = auth.admit([auth.Claim(*claim)])
+    return admission
+
+
 def reason(uid="alice", flag=0, token="secret"):
-    return auth.admit(uid, flag, token).reason
+    return admit(uid, flag, token).reason
 
 
 def test_token_admits_to_its_uid_and_flag_only(db):
@@ -69,11 +74,11 @@ def test_empty_token_never_admits_even_where_it_was_set(db):
 
 def test_new_token_replaces_the_old_one_and_its_level(db):
     auth.set_token("alice", "first", 0, 1)
-    assert auth.admit("alice", 0, "first").level == 1
+    assert admit("alice", 0, "first").level == 1
     auth.set_token("alice", "second", 0, 0)
     assert Device.objects.count() == 1
     assert reason(token="first") == Reason.AUTH_FAIL
-    assert auth.admit("alice", 0, "second") == auth.Admission(Reason.SUCCESS, 0)
+    assert admit("alice", 0, "second") == auth.Admission(Reason.SUCCESS, 0)
 
 
 def test_ban_is_told_to_the_banned_and_nobody_else(db):
@@ -94,7 +99,7 @@ def test_group_that_has_a_uids_name_bans_no_person(db):
 def test_without_tokens_everybody_is_a_slave_but_the_banned_and_the_system(db, settings):
     settings.MESSAGING = {"TOKEN_REQUIRED": False}
     auth.set_token("alice", "secret", 0, 1)
-    assert auth.admit("alice", 0, "") == auth.Admission(Reason.SUCCESS, 0)
+    assert admit("alice", 0, "") == auth.Admission(Reason.SUCCESS, 0)
     assert reason(SYSTEM_UID) == Reason.AUTH_FAIL
     services.save_channel(ChannelKey(1, "alice"), {"ban": True})
     assert reason() == Reason.BAN
@@ -133,18 +138,19 @@ def test_token_replaced_since_the_first_look_opens_no_session(db):
     assert reason(token="old") == Reason.SUCCESS
     auth.set_token("alice", "new", 0, 0)
     row = Session(id="s", uid="alice", device_flag=0, node_id=node)
-    admission, opened_at = auth.open_session(row, "old")
-    assert (admission.reason, opened_at) == (Reason.AUTH_FAIL, None)
+    [admission] = auth.open_sessions([auth.Arrival(row, "old")])
+    assert (admission.reason, admission.opened_at) == (Reason.AUTH_FAIL, None)
     assert not Session.objects.exists()
-    admission, opened_at = auth.open_session(row, "new")
-    assert (admission.reason, opened_at is None) == (Reason.SUCCESS, False)
+    [admission] = auth.open_sessions([auth.Arrival(row, "new")])
+    assert (admission.reason, admission.opened_at is None) == (Reason.SUCCESS, False)
     assert Session.objects.get().device_level == 0
 
 
 def arrive(node, token):
     """Connect with a token; returns the admission's reason."""
     row = Session(id=f"s-{token}", uid="alice", device_flag=0, node_id=node)
-    return auth.open_session(row, token)[0].reason
+    [admission] = auth.open_sessions([auth.Arrival(row, token)])
+    return admission.reason
 
 
 @pytest.mark.django_db(transaction=True)
@@ -176,7 +182,8 @@ def test_two_masters_at_once_on_two_nodes_leave_one(transactional_db):
 
     def master(node, name):
         row = Session(id=name, uid="alice", device_flag=0, node_id=node)
-        return auth.open_session(row, "secret")[0].reason
+        [admission] = auth.open_sessions([auth.Arrival(row, "secret")])
+        return admission.reason
 
     both = interleave(lambda: master(here, "first"), lambda: master(there, "second"))
     assert both == (Reason.SUCCESS, Reason.SUCCESS)

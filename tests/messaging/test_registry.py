@@ -41,7 +41,7 @@ def connect(node, name, uid="alice", **fields):
     row = Session(pk=name, uid=uid, device_flag=fields.pop("flag", 0), node_id=node, **fields)
     with transaction.atomic():
         registry.hold_device(row.uid, row.device_flag)
-        registry.open_session(row)
+        registry.open_sessions([row])
     return row
 
 
@@ -200,7 +200,7 @@ def test_displaced_sessions_are_rung_for_after_the_commit(
         pk="new", uid="alice", device_flag=0, node_id=node, device_id=device, device_level=level
     )
     with django_capture_on_commit_callbacks(execute=True):
-        registry.open_session(row, heard.append)
+        registry.open_sessions([row], heard.append)
         assert heard == []
     assert heard == rung
 

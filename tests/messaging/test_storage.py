@@ -95,7 +95,7 @@ def test_logs_are_looked_at_in_one_statement(db, django_assert_num_queries):
 
 def test_sessions_of_a_dead_node_are_named_and_closed(db):
     node = registry.register_node()
-    registry.open_session(Session(pk="s1", uid="alice", device_flag=0, node_id=node))
+    registry.open_sessions([Session(pk="s1", uid="alice", device_flag=0, node_id=node)])
     assert look() == []
     Node.objects.update(lease_until=F("lease_until") - timedelta(hours=1))
     dead = ("dead_session", None, None, None)

@@ -199,6 +199,19 @@ async def test_kick_written_by_hand_is_obeyed(here):
         await until_kicked(alice, "by an operator")
 
 
+class Told:
+    """A way to the database that says when a question was answered."""
+
+    def __init__(self, ask, question):
+        self.ask, self.question, self.event = ask, question, asyncio.Event()
+
+    async def __call__(self, question, *args):
+        answer = await self.ask(question, *args)
+        if question is self.question:
+            self.event.set()
+        return answer
+
+
 async def test_connect_that_was_given_up_sends_nobody_away(here):
     """A node may be slow to let somebody in; who came in elsewhere meanwhile stays (F22)."""
     await in_thread(make_group, "room", "alice")
@@ -206,7 +219,7 @@ async def test_connect_that_was_given_up_sends_nobody_away(here):
     late = asyncio.get_running_loop().create_future()
 
     async def hold_first(change, *args):
-        if change is not auth.open_session or waiting.is_set():
+        if change is not auth.open_sessions or waiting.is_set():
             return await write(change, *args)
         waiting.set()
         await released.wait()
@@ -218,10 +231,17 @@ async def test_connect_that_was_given_up_sends_nobody_away(here):
     opening = asyncio.ensure_future(given_up.open())
     await asyncio.wait_for(waiting.wait(), PATIENCE)
     given_up.socket.transport.abort()
-    async with Peer(here.url, "alice", deviceId="phone") as alice:
-        released.set()
-        admission, opened_at = await asyncio.wait_for(late, PATIENCE)
-        assert (admission.reason, opened_at) == (Reason.SUCCESS, None)
+    alice = Peer(here.url, "alice", deviceId="phone")
+    judged = here.node.database.read = Told(here.node.database.read, auth.admit)
+    arriving = asyncio.ensure_future(alice.open())
+    await asyncio.wait_for(judged.event.wait(), PATIENCE)
+    released.set()
+    await arriving
+    try:
+        [admission] = await asyncio.wait_for(late, PATIENCE)
+        assert (admission.reason, admission.opened_at) == (Reason.SUCCESS, None)
         await still_there(alice)
         await until_live("alice", (2, "phone"))
+    finally:
+        await alice.close()
     await asyncio.gather(opening, return_exceptions=True)

@@ -59,7 +59,7 @@ class Past:
     def open_session(self, uid: str, node: int, *, opened: float = -600, **fields: Any) -> str:
         """A session of this uid; returns its id."""
         row = Session(id=uuid4().hex, uid=uid, device_flag=2, node_id=node, **fields)
-        registry.open_session(row)
+        registry.open_sessions([row])
         Session.objects.filter(pk=row.pk).update(opened_at=self.at(opened))
         return row.pk
 

@@ -76,7 +76,7 @@ def make_session(uid, node, flag=0, level=1, session_id="") -> Session:
 def open_session(uid, node, **fields) -> Session:
     session = make_session(uid, node, **fields)
     with transaction.atomic():
-        registry.open_session(session)
+        registry.open_sessions([session])
     return session
 
 
@@ -272,7 +272,7 @@ def test_session_that_was_rolled_back_is_not_told(focus):
     focus("user.onlinestatus")
     session = make_session("alice", make_node())
     with transaction.atomic():
-        registry.open_session(session)
+        registry.open_sessions([session])
         assert len(told()) == 1
         transaction.set_rollback(True)
     assert told() == []

@@ -36,8 +36,13 @@ def open_session(node, uid, flag=APP, **fields):
     """A live session's row; returns its id."""
     row = Session(id=uuid.uuid4().hex, uid=uid, device_flag=flag, node_id=node, **fields)
     with transaction.atomic():
-        registry.open_session(row)
+        registry.open_sessions([row])
     return row.pk
+
+
+def admit(*claim):
+    [admission] = auth.admit([auth.Claim(*claim)])
+    return admission.reason
 
 
 def number(session):
@@ -61,14 +66,14 @@ def test_quit_ends_the_sessions_of_one_flag_and_keeps_everybody_out_until_a_new_
     app, *_ = (open_session(node, *each) for each in [("alice", APP), ("alice", WEB), ("bob", APP)])
     assert api.post("/user/device_quit", {"uid": "alice", "device_flag": APP}).json() == OK
     assert kicks() == {app: auth.QUIT}
-    assert auth.admit("alice", APP, "t").reason == Reason.AUTH_FAIL
-    assert auth.admit("alice", APP, "").reason == Reason.AUTH_FAIL
-    assert auth.admit("alice", WEB, "t").reason == Reason.SUCCESS
-    assert auth.admit("bob", APP, "t").reason == Reason.SUCCESS
+    assert admit("alice", APP, "t") == Reason.AUTH_FAIL
+    assert admit("alice", APP, "") == Reason.AUTH_FAIL
+    assert admit("alice", WEB, "t") == Reason.SUCCESS
+    assert admit("bob", APP, "t") == Reason.SUCCESS
     device = Device.objects.get(uid="alice", flag=APP)
     assert (device.token_hash, device.level) == ("", registry.MASTER)
     api.post("/user/token", {"uid": "alice", "token": "new", "device_flag": APP})
-    assert auth.admit("alice", APP, "new").reason == Reason.SUCCESS
+    assert admit("alice", APP, "new") == Reason.SUCCESS
 
 
 def test_quit_of_all_is_app_web_and_desktop(api, node):
@@ -121,7 +126,8 @@ def test_quit_of_nonsense_is_refused(api, body):
 def arrive(node):
     """Connect with the token that is about to go; returns the admission's reason."""
     row = Session(id=uuid.uuid4().hex, uid="alice", device_flag=WEB, node_id=node)
-    return auth.open_session(row, "t")[0].reason
+    [admission] = auth.open_sessions([auth.Arrival(row, "t")])
+    return admission.reason
 
 
 @pytest.mark.django_db(transaction=True)

@@ -10,7 +10,7 @@ from subscriptions.clock import ago
 def test_online_status_has_an_entry_for_each_live_session(api):
     node = registry.register_node()
     for number, (uid, flag) in enumerate([("bob", 0), ("bob", 1), ("carol", 2)]):
-        registry.open_session(Session(id=str(number), uid=uid, device_flag=flag, node_id=node))
+        registry.open_sessions([Session(id=str(number), uid=uid, device_flag=flag, node_id=node)])
     registry.close_session("2", "normal")
     answer = api.post("/user/onlinestatus", ["bob", "carol", "dave"])
     assert answer.json() == [
@@ -21,7 +21,7 @@ def test_online_status_has_an_entry_for_each_live_session(api):
 
 def test_online_status_of_a_node_that_died_is_gone(api):
     node = registry.register_node()
-    registry.open_session(Session(id="1", uid="bob", device_flag=0, node_id=node))
+    registry.open_sessions([Session(id="1", uid="bob", device_flag=0, node_id=node)])
     Node.objects.update(lease_until=ago(1))
     assert api.post("/user/onlinestatus", ["bob"]).json() == []
 

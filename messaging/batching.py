@@ -1,0 +1,87 @@
+"""Calls that come while one is under way are the next one, together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum
+from typing import Generic, TypeVar
+
+from django.db import DatabaseError
+
+from subscriptions.transactions import is_conflict, is_transient
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class Alone(Enum):
+    """The answer to an item that cannot be done with others: it is asked again without them."""
+
+    ALONE = "alone"
+
+
+ALONE = Alone.ALONE
+
+
+class Batcher(Generic[Item, Answer]):
+    """Asks `run` for the answers to what waits, at most `most` items at a time, in their order.
+
+    It never waits for a batch to fill, so a single item is a batch of its own. Items whose batch
+    fails are asked again one by one, so that only the one at fault fails; where the database cannot
+    be reached they fail at once, since each would only wait in vain as well. Whoever is cancelled
+    before its turn is left out.
+    """
+
+    def __init__(
+        self, run: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Alone]]], most: int
+    ) -> None:
+        self._run, self._most = run, most
+        self._waiting: deque[tuple[Item, asyncio.Future[Answer]]] = deque()
+        self._running: asyncio.Task[None] | None = None
+
+    async def ask(self, item: Item) -> Answer:
+        """The answer to one item, or the exception that it met."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+        self._waiting.append((item, future))
+        if self._running is None or self._running.done():
+            self._running = loop.create_task(self._ask_all(), name="batches")
+        return await future
+
+    async def _ask_all(self) -> None:
+        while self._waiting:
+            size = min(len(self._waiting), self._most)
+            await self._ask([self._waiting.popleft() for _ in range(size)])
+
+    async def _ask(self, asked: list[tuple[Item, asyncio.Future[Answer]]]) -> None:
+        asked = [each for each in asked if not each[1].done()]
+        if not asked:
+            return
+        alone = []
+        try:
+            answers = await self._run([item for item, _ in asked])
+        except Exception as error:  # noqa: BLE001 - it is whoever asked who has to see it
+            if len(asked) == 1 or _is_out_of_reach(error):
+                for _, future in asked:
+                    if not future.done():
+                        future.set_exception(error)
+                return
+            alone = asked
+            logger.warning("batch.divided", extra={"items": len(asked), "why": repr(error)})
+        else:
+            for each, answer in zip(asked, answers, strict=True):
+                if answer is ALONE:
+                    alone.append(each)
+                elif not each[1].done():
+                    each[1].set_result(answer)
+        for each in alone:
+            await self._ask([each])
+
+
+def _is_out_of_reach(error: Exception) -> bool:
+    return isinstance(error, DatabaseError) and is_transient(error) and not is_conflict(error)
