@@ -189,7 +189,8 @@ def kill(server: ServerProcess) -> None:
 
 
 def fill_postgres(url: str, rooms: Rooms) -> None:
-    """Group channels with these members."""
+    """Group channels with these members, in tables that have been vacuumed, as PostgreSQL does by
+    itself within a minute."""
     with psycopg.connect(url) as connection, connection.cursor() as cursor:
         statement = "COPY wukongim_subscriptions_channel (channel_id, channel_type) FROM STDIN"
         with cursor.copy(statement) as rows:
@@ -202,6 +203,8 @@ def fill_postgres(url: str, rooms: Rooms) -> None:
             for room, members in rooms.items():
                 for member in members:
                     rows.write_row((pks[room], member))
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("VACUUM ANALYZE")
 
 
 def fill_sqlite(file: Path, rooms: Rooms) -> None:

@@ -47,9 +47,7 @@ class Arrivals:
     async def _judge(self, claims: Sequence[auth.Claim]) -> Sequence[auth.Admission]:
         return await self._database.read(auth.admit, claims)
 
-    async def _open(
-        self, arrivals: Sequence[auth.Arrival]
-    ) -> Sequence[auth.Admission | Alone]:
+    async def _open(self, arrivals: Sequence[auth.Arrival]) -> Sequence[auth.Admission | Alone]:
         return await self._database.write(auth.open_sessions, arrivals)
 
     async def _read(self, uids: Sequence[str]) -> Sequence[Sequence[Expected]]:

@@ -23,7 +23,8 @@ from django.db import DatabaseError, connection
 
 from messaging import commands, metrics, registry, resume
 from messaging.answers import Answers
-from messaging.arrivals import Arrivals
+from messaging.arrivals import AT_ONCE, Arrivals
+from messaging.batching import Batcher
 from messaging.catch_up import CatchUp
 from messaging.conf import MessagingConf, conf
 from messaging.database import DatabaseThreads
@@ -115,6 +116,7 @@ class Node:
         self.pending_groups: dict[str, int] = {}
         self.draining = self.stopping = self.deserted = False
         self.left: dict[str, str] = {}
+        self._closings = Batcher(self._close_together, AT_ONCE)
         self.commands_taken: list[commands.Taken] = []
         self._groups_wake = asyncio.Event()
         self._joining = asyncio.Lock()
@@ -185,11 +187,20 @@ class Node:
         return leaving
 
     async def close_row(self, session: str, because: str) -> None:
-        """Close a session's row; while the node drains, with those of others that have left. What
-        fails, since somebody holds the row, is tried again with the next tick."""
-        self.left[session] = because
-        if not self.draining:
-            await self.close_rows_left()
+        """Close a session's row, with those of others that leave meanwhile; while the node drains,
+        with those of half a second. What fails, since somebody holds the row, is tried again with
+        the next tick."""
+        if self.draining:
+            self.left[session] = because
+            return
+        try:
+            await self._closings.ask((session, because))
+        except DatabaseError:
+            self._leave_open({session: because})
+
+    async def _close_together(self, left: Sequence[tuple[str, str]]) -> Sequence[None]:
+        await self.database.write(registry.close_sessions, dict(left))
+        return [None] * len(left)
 
     async def _close_rows(self) -> None:
         """Close the rows of those who have left, again and again, until cancelled."""
@@ -198,15 +209,19 @@ class Node:
             await self.close_rows_left()
 
     async def close_rows_left(self) -> None:
-        """Close the rows of those who have left, in one transaction."""
+        """Close the rows of those who have left and are not closed yet, in one transaction."""
         left, self.left = self.left, {}
         if not left:
             return
         try:
             await self.database.write(registry.close_sessions, left)
         except DatabaseError:
-            self.left = left | self.left
-            logger.warning("rows.held", extra={"node": self.id, "sessions": len(self.left)})
+            self._leave_open(left)
+
+    def _leave_open(self, rows: dict[str, str]) -> None:
+        """Until the next tick."""
+        self.left = rows | self.left
+        logger.warning("rows.held", extra={"node": self.id, "sessions": len(self.left)})
 
     async def write_commands_taken(self) -> None:
         """Write which commands devices have acknowledged, in one transaction. What cannot be

@@ -309,9 +309,7 @@ def _close(rows: QuerySet[Session], because: str) -> list[online.Place]:
     return closed
 
 
-def open_sessions(
-    sessions: Sequence[Session], ring: Callable[[str], object] | None = None
-) -> None:
+def open_sessions(sessions: Sequence[Session], ring: Callable[[str], object] | None = None) -> None:
     """Write the rows of sessions, each of another device, and tell those they displace to go. In a
     transaction of the caller's, which holds the devices. `opened_at` becomes the database's time.
 

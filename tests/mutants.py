@@ -351,10 +351,32 @@ MUTANTS = [
     Mutant(
         "the order of connects and new tokens",
         "messaging/auth.py",
-        "    registry.hold_device(session.uid, session.device_flag)\n",
-        "    pass\n",
+        "        registry.hold_device(*places[0])\n",
+        "        pass\n",
         "messaging/test_registry.py messaging/test_auth.py",
         network=True,
+    ),
+    Mutant(
+        "the devices that many who connect hold",
+        "messaging/auth.py",
+        "got = registry.try_devices(dict.fromkeys(places))",
+        "got = set(places)",
+        "messaging/test_auth.py",
+        network=True,
+    ),
+    Mutant(
+        "the turn of the second who comes by a device",
+        "messaging/auth.py",
+        "place in got and places.index(place) == at",
+        "place in got",
+        "messaging/test_auth.py",
+    ),
+    Mutant(
+        "the others of a batch in which one is at fault",
+        "messaging/batching.py",
+        "if len(asked) == 1 or _is_out_of_reach(error):",
+        "if True:",
+        "messaging/test_batching.py scenarios/test_connect.py",
     ),
     Mutant(
         "the kick of who was displaced while the node was taken for dead",
@@ -511,7 +533,7 @@ MUTANTS = [
     Mutant(
         "a connect that was given up",
         "messaging/auth.py",
-        " or not is_there():",
+        " and arrivals[number].is_there():",
         ":",
         "scenarios/test_kicks.py",
     ),

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import time
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import strategies as st
 
 from messaging import auth, registry
+from messaging.batching import ALONE
 from messaging.models import Device, Session
 from messaging.protocol.reasons import Reason
 from subscriptions import services
 from subscriptions.bindings import SYSTEM_UID, ChannelKey
+from tests.support.server import NETWORKED
 from tests.support.together import interleave
 
 pytestmark = pytest.mark.django_db
@@ -188,3 +193,117 @@ def test_two_masters_at_once_on_two_nodes_leave_one(transactional_db):
     both = interleave(lambda: master(here, "first"), lambda: master(there, "second"))
     assert both == (Reason.SUCCESS, Reason.SUCCESS)
     assert kicked() == {"first"}
+
+
+# --- many at once -------------------------------------------------------------------------------
+
+
+def arrival(node, uid, token, name="", flag=0, device="", is_there=True):
+    row = Session(id=name or f"s-{uid}", uid=uid, device_flag=flag, device_id=device, node_id=node)
+    return auth.Arrival(row, token, lambda: is_there)
+
+
+@pytest.fixture
+def node(db):
+    return registry.register_node()
+
+
+def rows():
+    return set(Session.objects.filter(kick="").values_list("pk", flat=True))
+
+
+def test_each_of_many_is_judged_by_its_own_token(node):
+    auth.set_token("alice", "a", 0, 1)
+    auth.set_token("bob", "b", 0, 0)
+    services.save_channel(ChannelKey(1, "carol"), {"ban": True})
+    auth.set_token("carol", "c", 0, 0)
+    outcomes = auth.open_sessions(
+        [
+            arrival(node, "alice", "a"),
+            arrival(node, "bob", "a"),
+            arrival(node, "carol", "c"),
+            arrival(node, "dave", "d"),
+            arrival(node, "eve", ""),
+        ]
+    )
+    assert [each.reason for each in outcomes] == [
+        Reason.SUCCESS, Reason.AUTH_FAIL, Reason.BAN, Reason.AUTH_FAIL, Reason.AUTH_FAIL,
+    ]  # fmt: skip
+    assert [each.opened_at is None for each in outcomes] == [False, True, True, True, True]
+    assert rows() == {"s-alice"}
+    assert Session.objects.get().device_level == 1
+
+
+def test_of_two_who_come_by_one_device_the_second_is_to_come_alone(node):
+    auth.set_token("alice", "a", 0, 1)
+    auth.set_token("alice", "web", 1, 1)
+    auth.set_token("bob", "b", 0, 1)
+    asked = [
+        arrival(node, "alice", "a", "first"),
+        arrival(node, "alice", "a", "second"),
+        arrival(node, "alice", "web", "web", flag=1),
+        arrival(node, "bob", "b", "bob"),
+    ]
+    outcomes = auth.open_sessions(asked)
+    assert [each is ALONE for each in outcomes] == [False, True, False, False]
+    assert rows() == {"first", "web", "bob"}
+    [admission] = auth.open_sessions(asked[1:2])
+    assert admission.reason == Reason.SUCCESS
+    assert rows() == {"second", "web", "bob"}
+
+
+def test_many_send_away_whom_each_of_them_displaces(node):
+    for uid, level in [("alice", 1), ("bob", 0), ("carol", 0)]:
+        auth.set_token(uid, "t", 0, level)
+    old = [arrival(node, uid, "t", f"old-{uid}", device=f"of-{uid}") for uid in ("alice", "bob")]
+    auth.open_sessions([*old, arrival(node, "carol", "t", "old-carol", device="phone")])
+    auth.open_sessions(
+        [
+            arrival(node, "alice", "t", "new-alice", device="another"),
+            arrival(node, "bob", "t", "new-bob", device="another"),
+            arrival(node, "carol", "t", "new-carol", device="phone"),
+        ]
+    )
+    told = dict(Session.objects.exclude(kick="").values_list("pk", "kick"))
+    assert told == {"old-alice": registry.OTHER_DEVICE, "old-carol": registry.SAME_DEVICE}
+
+
+def test_who_has_gone_meanwhile_gets_no_row(node):
+    for uid in ("alice", "bob"):
+        auth.set_token(uid, "t", 0, 0)
+    gone, there = auth.open_sessions(
+        [arrival(node, "alice", "t", is_there=False), arrival(node, "bob", "t")]
+    )
+    assert (gone.reason, gone.opened_at) == (Reason.SUCCESS, None)
+    assert there.opened_at == Session.objects.get(pk="s-bob").opened_at
+    assert rows() == {"s-bob"}
+
+
+def test_statements_do_not_grow_with_those_who_connect(node):
+    uids = [f"u{number}" for number in range(30)]
+    for uid in uids:
+        auth.set_token(uid, "t", 0, 0)
+
+    def statements(some, name):
+        with CaptureQueriesContext(connection) as queries:
+            outcomes = auth.open_sessions([arrival(node, uid, "t", name + uid) for uid in some])
+        assert all(each.opened_at for each in outcomes)
+        return len(queries)
+
+    assert statements(uids, "a") == statements(uids[:2], "b") <= 7
+
+
+@pytest.mark.skipif(not NETWORKED, reason="SQLite has one writer at a time")
+@pytest.mark.django_db(transaction=True)
+def test_nobody_waits_for_a_device_that_somebody_else_holds(transactional_db):
+    node = registry.register_node()
+    for uid in ("alice", "bob"):
+        auth.set_token(uid, "t", 0, 0)
+    began = time.monotonic()
+    _, (alice, bob) = interleave(
+        lambda: registry.hold_device("alice", 0),
+        lambda: auth.open_sessions([arrival(node, "alice", "t"), arrival(node, "bob", "t")]),
+    )
+    assert alice is ALONE
+    assert bob.opened_at is not None
+    assert time.monotonic() - began < registry.HELD_SECONDS

@@ -17,7 +17,7 @@ from django.db.backends.utils import CursorWrapper
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from messaging import database
+from messaging import auth, database
 from messaging.layer import NodeLayer
 from subscriptions import services
 from subscriptions.bindings import ChannelKey
@@ -387,3 +387,48 @@ async def test_session_that_ends_leaves_the_others_hearing(here):
         await desk.until_heard("team", "to one")
         assert desk.texts("team") == ["to both", "to one"]
         assert laptop.texts("team") == ["to both"]
+
+
+# --- many at once ---------------------------------------------------------------------------------
+
+
+async def test_those_who_come_at_once_are_let_in_together(here):
+    """When a node ends all its clients come to the others: one transaction for many of them."""
+    uids = [f"u{number}" for number in range(60)]
+    await in_thread(make_group, "team", *uids)
+    write, opened = here.node.database.write, []
+
+    async def count(change, *args):
+        if change is auth.open_sessions:
+            opened.append(len(args[0]))
+        return await write(change, *args)
+
+    here.node.database.write = count
+    peers = [Peer(here.url, uid) for uid in uids]
+    try:
+        await asyncio.gather(*(peer.open() for peer in peers))
+        assert sum(opened) == len(uids)
+        assert len(opened) <= len(uids) / 3
+        await peers[0].send("team", "hello")
+        await asyncio.gather(*(peer.until_heard("team", "hello") for peer in peers[1:]))
+    finally:
+        await asyncio.gather(*(peer.close() for peer in peers))
+
+
+async def test_one_whom_the_database_cannot_take_keeps_nobody_out(here):
+    """A uid with a zero byte, which PostgreSQL refuses in the middle of a statement for all."""
+    uids = [f"u{number}" for number in range(10)]
+    await in_thread(make_users, *uids)
+    good = [Peer(here.url, uid) for uid in uids]
+    bad = [Peer(here.url, f"zero\0byte{number}") for number in range(3)]
+    peers = [*good[:5], *bad, *good[5:]]
+    try:
+        answers = await asyncio.gather(*(peer.open() for peer in peers), return_exceptions=True)
+        let_in = [peer for peer, each in zip(peers, answers, strict=True) if is_connack(each)]
+        assert let_in == good
+    finally:
+        await asyncio.gather(*(peer.close() for peer in peers))
+
+
+def is_connack(answer):
+    return isinstance(answer, dict) and "result" in answer
