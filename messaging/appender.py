@@ -20,6 +20,7 @@ from messaging.messages import Appended, Draft, Held, Outcome, Refused, StoredMe
 from messaging.models import Counter
 from messaging.permissions import Standing, judge, makes_channel
 from messaging.protocol.reasons import Reason
+from messaging.wanted import locks_rows
 from subscriptions.bindings import ChannelKey
 from subscriptions.errors import SubscriptionsError
 from subscriptions.services import join
@@ -281,7 +282,7 @@ def _begin(drafts: Sequence[Draft], ids: Collection[int], wait: float | None) ->
         earlier=earlier,
         appended=message_table.find_appended(keys, ids) if ids else {},
         now=now,
-        may_wait=wait is not None or not message_table.locks_rows(),
+        may_wait=wait is not None or not locks_rows(),
     )
 
 

@@ -16,9 +16,9 @@ from django.db.models.functions import Now
 from messaging import doorbell, registry
 from messaging.batching import ALONE, Alone
 from messaging.conf import conf
-from messaging.message_table import wanted_rows
 from messaging.models import Device, Session
 from messaging.protocol.reasons import Reason
+from messaging.wanted import wanted_rows
 from subscriptions.bindings import SYSTEM_UID, ChannelType
 from subscriptions.models import Channel
 

@@ -62,25 +62,30 @@ class Batcher(Generic[Item, Answer]):
         asked = [each for each in asked if not each[1].done()]
         if not asked:
             return
-        alone = []
+        outcomes: list[Answer | Alone | Exception]
         try:
             answers = await self._run([item for item, _ in asked])
+            outcomes = [answer for _, answer in zip(asked, answers, strict=True)]
         except Exception as error:  # noqa: BLE001 - it is whoever asked who has to see it
-            if len(asked) == 1 or _is_out_of_reach(error):
-                for _, future in asked:
-                    if not future.done():
-                        future.set_exception(error)
-                return
-            alone = asked
-            logger.warning("batch.divided", extra={"items": len(asked), "why": repr(error)})
-        else:
-            for each, answer in zip(asked, answers, strict=True):
-                if answer is ALONE:
-                    alone.append(each)
-                elif not each[1].done():
-                    each[1].set_result(answer)
-        for each in alone:
-            await self._ask([each])
+            divided = len(asked) > 1 and not _is_out_of_reach(error)
+            if divided:
+                extra = {"items": len(asked), "why": repr(error)}
+                logger.warning("batch.divided", extra=extra)
+            outcomes = [ALONE if divided else error] * len(asked)
+        for (_, future), outcome in zip(asked, outcomes, strict=True):
+            _settle(future, outcome)
+        for each, outcome in zip(asked, outcomes, strict=True):
+            if outcome is ALONE:
+                await self._ask([each])
+
+
+def _settle(future: asyncio.Future[Answer], outcome: Answer | Alone | Exception) -> None:
+    if outcome is ALONE or future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
 
 
 def _is_out_of_reach(error: Exception) -> bool:

@@ -15,8 +15,8 @@ from typing import Any
 from django.db import connection
 from django.db.models import F
 
-from messaging.message_table import wanted_rows
 from messaging.models import Message
+from messaging.wanted import wanted_rows
 from subscriptions.bindings import ChannelKey
 from subscriptions.models import Channel, Membership
 from subscriptions.selectors import pages

@@ -15,8 +15,8 @@ from django.db import connection
 from django.db.models import F, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Greatest
 
-from messaging.message_table import locks_rows, wanted_rows
 from messaging.models import Message
+from messaging.wanted import locks_rows, wanted_rows
 from subscriptions.bindings import SYSTEM_UID, ChannelKey, ChannelType, person_channel_id
 from subscriptions.models import Channel, Membership
 from subscriptions.selectors import is_channel

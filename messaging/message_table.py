@@ -17,6 +17,7 @@ from messaging.conf import conf
 from messaging.messages import StoredMessage
 from messaging.models import Message, SystemAccount
 from messaging.permissions import Standing
+from messaging.wanted import locks_rows, wanted_rows
 from subscriptions.bindings import ChannelKey, ChannelType
 from subscriptions.marks import Mark, highest_after, mark_of
 from subscriptions.models import AccessRule, Channel, Membership
@@ -49,11 +50,6 @@ class ChannelRow:
     ban: bool
     disband: bool
     appended: list[StoredMessage] = field(default_factory=list)
-
-
-def locks_rows() -> bool:
-    """Whether transactions hold single rows; on SQLite one holds the whole database."""
-    return connection.vendor == "postgresql"
 
 
 def lock_channels(
@@ -132,20 +128,6 @@ def find_stored(
         rows = cursor.fetchall()
     stored = [_from_row(row, channels[row[0]]) for _, *row in rows if row[0] is not None]
     return stored, int(rows[0][0])
-
-
-def wanted_rows(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> tuple[str, list[Any]]:
-    """A table expression `wanted` of these rows, at least one, and its parameters. `columns`: their
-    names, with their types on PostgreSQL, which takes a list for each, whatever there is."""
-    listed = list(rows)
-    head = f"WITH wanted ({', '.join(columns)}) AS"
-    if locks_rows():
-        arrays = ", ".join(f"%s::{kind}[]" for kind in columns.values())
-        return f"{head} (SELECT * FROM unnest({arrays}))", [
-            list(column) for column in zip(*listed, strict=True)
-        ]
-    marks = ", ".join([f"({', '.join(['%s'] * len(columns))})"] * len(listed))
-    return f"{head} (VALUES {marks})", [value for row in listed for value in row]
 
 
 def standings(asked: Mapping[Place, ChannelRow | None]) -> dict[Place, Standing]:

@@ -20,8 +20,8 @@ from django.db.models.functions import Now
 
 from messaging import online
 from messaging.conf import conf
-from messaging.message_table import locks_rows, wanted_rows
 from messaging.models import Device, Node, Session
+from messaging.wanted import locks_rows, wanted_rows
 from subscriptions.audit import Disagreement, Kind
 from subscriptions.clock import ago, ahead
 from subscriptions.compiled import ask

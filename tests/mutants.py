@@ -374,8 +374,8 @@ MUTANTS = [
     Mutant(
         "the others of a batch in which one is at fault",
         "messaging/batching.py",
-        "if len(asked) == 1 or _is_out_of_reach(error):",
-        "if True:",
+        "divided = len(asked) > 1 and not _is_out_of_reach(error)",
+        "divided = False",
         "messaging/test_batching.py scenarios/test_connect.py",
     ),
     Mutant(
