@@ -27,7 +27,7 @@ class Arrivals:
     """The three questions of a connect."""
 
     def __init__(self, database: DatabaseThreads) -> None:
-        self._database = database
+        self.database = database
         self._judged = Batcher(self._judge, AT_ONCE)
         self._opened = Batcher(self._open, AT_ONCE)
         self._memberships = Batcher(self._read, READ_AT_ONCE)
@@ -45,13 +45,13 @@ class Arrivals:
         return await self._memberships.ask(uid)
 
     async def _judge(self, claims: Sequence[auth.Claim]) -> Sequence[auth.Admission]:
-        return await self._database.read(auth.admit, claims)
+        return await self.database.read(auth.admit, claims)
 
     async def _open(self, arrivals: Sequence[auth.Arrival]) -> Sequence[auth.Admission | Alone]:
-        return await self._database.write(auth.open_sessions, arrivals)
+        return await self.database.write(auth.open_sessions, arrivals)
 
     async def _read(self, uids: Sequence[str]) -> Sequence[Sequence[Expected]]:
-        rows = await self._database.read(memberships_of, list(dict.fromkeys(uids)))
+        rows = await self.database.read(memberships_of, list(dict.fromkeys(uids)))
         if len(uids) == 1:
             return [rows]
         by_uid: dict[str, list[Expected]] = {uid: [] for uid in uids}

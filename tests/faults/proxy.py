@@ -103,6 +103,8 @@ class Proxy:
             await asyncio.gather(self._carry(reader, there), self._carry(back, writer))
         except OSError:
             pass  # the other side is not there: neither is this one
+        except asyncio.CancelledError:
+            pass  # at the end; the streams of Python 3.11 print a traceback of a task that says so
         finally:
             for each in filter(None, (writer, there)):
                 self._writers.discard(each)

@@ -17,6 +17,7 @@ from messaging.models import Device, Session
 from messaging.protocol.reasons import Reason
 from subscriptions import services
 from subscriptions.bindings import SYSTEM_UID, ChannelKey
+from tests.support.factories import admission, verdict
 from tests.support.server import NETWORKED
 from tests.support.together import interleave
 
@@ -25,13 +26,8 @@ pytestmark = pytest.mark.django_db
 TOKENS = st.text(st.characters(categories=["L", "N", "P", "S", "Z", "C"]), min_size=1)
 
 
-def admit(*claim):
-    [admission] = auth.admit([auth.Claim(*claim)])
-    return admission
-
-
 def reason(uid="alice", flag=0, token="secret"):
-    return admit(uid, flag, token).reason
+    return verdict(uid, flag, token)
 
 
 def test_token_admits_to_its_uid_and_flag_only(db):
@@ -79,11 +75,11 @@ def test_empty_token_never_admits_even_where_it_was_set(db):
 
 def test_new_token_replaces_the_old_one_and_its_level(db):
     auth.set_token("alice", "first", 0, 1)
-    assert admit("alice", 0, "first").level == 1
+    assert admission("alice", 0, "first").level == 1
     auth.set_token("alice", "second", 0, 0)
     assert Device.objects.count() == 1
     assert reason(token="first") == Reason.AUTH_FAIL
-    assert admit("alice", 0, "second") == auth.Admission(Reason.SUCCESS, 0)
+    assert admission("alice", 0, "second") == auth.Admission(Reason.SUCCESS, 0)
 
 
 def test_ban_is_told_to_the_banned_and_nobody_else(db):
@@ -104,7 +100,7 @@ def test_group_that_has_a_uids_name_bans_no_person(db):
 def test_without_tokens_everybody_is_a_slave_but_the_banned_and_the_system(db, settings):
     settings.MESSAGING = {"TOKEN_REQUIRED": False}
     auth.set_token("alice", "secret", 0, 1)
-    assert admit("alice", 0, "") == auth.Admission(Reason.SUCCESS, 0)
+    assert admission("alice", 0, "") == auth.Admission(Reason.SUCCESS, 0)
     assert reason(SYSTEM_UID) == Reason.AUTH_FAIL
     services.save_channel(ChannelKey(1, "alice"), {"ban": True})
     assert reason() == Reason.BAN

@@ -28,6 +28,19 @@ def make_group(name: str, *uids: str) -> Channel:
     return Channel.objects.get(channel_id=name, channel_type=2)
 
 
+def admission(uid: str, flag: int, token: str) -> Any:
+    """What a connect with this token would be told."""
+    from messaging import auth
+
+    [answer] = auth.admit([auth.Claim(uid, flag, token)])
+    return answer
+
+
+def verdict(uid: str, flag: int, token: str) -> Any:
+    """The reason of the same."""
+    return admission(uid, flag, token).reason
+
+
 async def in_thread(call: Any, *args: Any, **kwargs: Any) -> Any:
     """Run a piece of synchronous code as a request would: in a thread of its own."""
     return await database_sync_to_async(call, thread_sensitive=False)(*args, **kwargs)

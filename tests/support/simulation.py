@@ -310,6 +310,7 @@ class Simulation:
         database: Any = SimDatabase(self.world, self.parked)
         for part in (self.node, self.node.catch_up):
             part.database, part.layer = database, self.layer
+        self.node.arrivals.database = database
         self.actions: list[Callable[[], None]] = [
             *[self.send] * 6, *[self.ring] * 6, *[self.resume] * 12, *[self.change_membership] * 4,
             self.lose_bell, self.repeat_bell, self.hint, self.lose_hint, self.connect, self.close,

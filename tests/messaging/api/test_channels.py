@@ -6,13 +6,13 @@ import json
 
 import pytest
 
-from messaging.auth import admit, set_token
+from messaging.auth import set_token
 from messaging.models import Device
 from messaging.protocol.reasons import Reason
 from subscriptions import services
 from subscriptions.bindings import ChannelKey
 from subscriptions.models import Channel, Membership, MembershipChange
-from tests.support.factories import make_group
+from tests.support.factories import make_group, verdict
 
 OK = {"status": 200}
 TEAM = {"channel_id": "team", "channel_type": 2}
@@ -35,16 +35,16 @@ def flags(name="team"):
 def test_token_is_what_a_device_connects_with(api):
     body = {"uid": "alice", "token": "t1", "device_flag": 2, "device_level": 1}
     assert api.post("/user/token", body).json() == OK
-    assert admit("alice", 2, "t1").reason == Reason.SUCCESS
-    assert admit("alice", 0, "t1").reason == Reason.AUTH_FAIL
+    assert verdict("alice", 2, "t1") == Reason.SUCCESS
+    assert verdict("alice", 0, "t1") == Reason.AUTH_FAIL
 
 
 def test_token_overwrites_the_one_before_and_flag_and_level_default_to_0(api):
     for token in ("old", "new"):
         assert api.post("/user/token", {"uid": "alice", "token": token}).json() == OK
     assert Device.objects.get().flag == Device.objects.get().level == 0
-    assert admit("alice", 0, "old").reason == Reason.AUTH_FAIL
-    assert admit("alice", 0, "new").reason == Reason.SUCCESS
+    assert verdict("alice", 0, "old") == Reason.AUTH_FAIL
+    assert verdict("alice", 0, "new") == Reason.SUCCESS
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_info_of_type_1_is_the_persons_own_row(api, path):
     assert api.post(path, {"channel_id": "alice", "channel_type": 1, "ban": 1}).json() == OK
     assert Channel.objects.get().key == ChannelKey(1, "alice")
     set_token("alice", "t", 0, 0)
-    assert admit("alice", 0, "t").reason == Reason.BAN
+    assert verdict("alice", 0, "t") == Reason.BAN
 
 
 def test_delete_disbands_and_keeps_flags_and_members(api):
