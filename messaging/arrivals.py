@@ -15,12 +15,15 @@ from messaging.database import DatabaseThreads
 from subscriptions.bindings import Expected
 from subscriptions.selectors import memberships_of
 
-AT_ONCE = 50
+TOGETHER = 50
 """Connects of one transaction: some 10 ms, in which other writes of this node wait."""
 
-READ_AT_ONCE = 10
-"""Uids whose memberships are read at once. With 1,000 each it is 10,000 rows, of which Python makes
-objects for 5 ms, in which nothing else runs."""
+UIDS_TOGETHER = 10
+"""Uids whose memberships are read together. With 1,000 each it is 10,000 rows, of which Python
+makes objects for 5 ms, in which nothing else runs."""
+
+READERS = 2
+"""Batches that are read at a time: one whose connection is dead holds up its own only."""
 
 
 class Arrivals:
@@ -28,9 +31,9 @@ class Arrivals:
 
     def __init__(self, database: DatabaseThreads) -> None:
         self.database = database
-        self._judged = Batcher(self._judge, AT_ONCE)
-        self._opened = Batcher(self._open, AT_ONCE)
-        self._memberships = Batcher(self._read, READ_AT_ONCE)
+        self._judged = Batcher(self._judge, TOGETHER, READERS)
+        self._opened = Batcher(self._open, TOGETHER)
+        self._memberships = Batcher(self._read, UIDS_TOGETHER, READERS)
 
     async def admit(self, claim: auth.Claim) -> auth.Admission:
         """Judge a connect before anything is written for it."""

@@ -44,7 +44,11 @@ class Admission:
     opened_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
+GONE = Admission(Reason.SUCCESS)
+"""Who would be let in, and is not there any more."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Arrival:
     """A session that is to be opened, by whom its token shows; `is_there` says whether its peer has
     not gone yet."""
@@ -54,9 +58,14 @@ class Arrival:
     is_there: Callable[[], bool] = lambda: True
 
     @property
+    def device(self) -> tuple[str, int]:
+        """The uid and the device flag by which it comes."""
+        return self.session.uid, self.session.device_flag
+
+    @property
     def claim(self) -> Claim:
         """Who it says to be."""
-        return Claim(self.session.uid, self.session.device_flag, self.token)
+        return Claim(*self.device, self.token)
 
 
 def hash_token(token: str, salt: str = "") -> str:
@@ -78,7 +87,7 @@ def matches(token: str, stored: str) -> bool:
 
 def admit(claims: Sequence[Claim]) -> list[Admission]:
     """Judge connects: who it is first, so that only they learn of their ban. One read for all."""
-    facts = _facts_of(claims)
+    facts = _facts_of(claims) if claims else {}
     return [_judge(claim, *facts[number]) for number, claim in enumerate(claims)]
 
 
@@ -121,33 +130,33 @@ def open_sessions(arrivals: Sequence[Arrival]) -> list[Admission | Alone]:
     that gave up waiting and came in elsewhere would be sent away there by what it gave up (F22).
 
     A single one waits for whoever holds its device (`registry.hold_device`). Of several nobody
-    waits for another's: who comes by a device that is held, or that one before it comes by, is to
-    come alone.
+    waits for another's device: who finds his held is to come alone. So is the second of a uid, as
+    each tells the webhooks how many of the uid there are.
     """
-    held = _hold([(each.session.uid, each.session.device_flag) for each in arrivals])
-    outcomes: list[Admission | Alone] = [ALONE] * len(arrivals)
-    opened = {}
-    mine = [number for number, got in enumerate(held) if got]
-    admissions = admit([arrivals[number].claim for number in mine]) if mine else []
-    for number, admission in zip(mine, admissions, strict=True):
-        outcomes[number] = admission
-        if admission.reason == Reason.SUCCESS and arrivals[number].is_there():
-            arrivals[number].session.device_level = admission.level
-            opened[number] = admission
-    sessions = [arrivals[number].session for number in opened]
-    registry.open_sessions(sessions, doorbell.ring_kick)
-    for number, admission in opened.items():
-        outcomes[number] = replace(admission, opened_at=arrivals[number].session.opened_at)
-    return outcomes
+    there = [each for each in arrivals if each.is_there()]
+    outcomes: dict[Arrival, Admission | Alone] = dict.fromkeys(arrivals, GONE)
+    outcomes |= dict.fromkeys(there, ALONE)
+    held = _hold(there)
+    opened = []
+    for each, admission in zip(held, admit([each.claim for each in held]), strict=True):
+        outcomes[each] = admission
+        if admission.reason == Reason.SUCCESS and each.is_there():
+            each.session.device_level = admission.level
+            opened.append((each, admission))
+    times = registry.open_sessions([each.session for each, _ in opened], doorbell.ring_kick)
+    for (each, admission), opened_at in zip(opened, times, strict=True):
+        outcomes[each] = replace(admission, opened_at=opened_at)
+    return [outcomes[each] for each in arrivals]
 
 
-def _hold(places: Sequence[tuple[str, int]]) -> list[bool]:
-    """Hold these devices; of each whether it is held, and for the first of those who name it."""
-    if len(places) == 1:
-        registry.hold_device(*places[0])
-        return [True]
-    got = registry.try_devices(dict.fromkeys(places))
-    return [place in got and places.index(place) == at for at, place in enumerate(places)]
+def _hold(arrivals: Sequence[Arrival]) -> list[Arrival]:
+    """Hold the devices of these arrivals, of each uid the first; those whose devices are held."""
+    if len(arrivals) == 1:
+        registry.hold_device(*arrivals[0].device)
+        return [*arrivals]
+    first = {each.session.uid: each for each in reversed(arrivals)}.values()
+    got = registry.try_devices([each.device for each in first])
+    return [each for each in first if each.device in got]
 
 
 @transaction.atomic

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from channels.consumer import AsyncConsumer
 from django.conf import settings
-from django.db import DatabaseError
+from django.db import Error
 
 from messaging import auth, metrics, registry, resume
 from messaging.conf import conf
@@ -246,7 +246,7 @@ class MessagingConsumer(AsyncConsumer):
         """A database that fails is no fault of the peer's: 1013."""
         try:
             yield
-        except DatabaseError:
+        except Error:
             metrics.DATABASE_ERRORS["connect"].inc()
             logger.exception("database.failed")
             raise Closed(CloseCode.TRY_AGAIN) from None

@@ -19,11 +19,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from django.db import DatabaseError, connection
+from django.db import Error, connection
 
 from messaging import commands, metrics, registry, resume
 from messaging.answers import Answers
-from messaging.arrivals import AT_ONCE, Arrivals
+from messaging.arrivals import TOGETHER, Arrivals
 from messaging.batching import Batcher
 from messaging.catch_up import CatchUp
 from messaging.conf import MessagingConf, conf
@@ -116,7 +116,8 @@ class Node:
         self.pending_groups: dict[str, int] = {}
         self.draining = self.stopping = self.deserted = False
         self.left: dict[str, str] = {}
-        self._closings = Batcher(self._close_together, AT_ONCE)
+        self.closing: set[str] = set()
+        self._closings = Batcher(self._close_together, TOGETHER)
         self.commands_taken: list[commands.Taken] = []
         self._groups_wake = asyncio.Event()
         self._joining = asyncio.Lock()
@@ -193,10 +194,13 @@ class Node:
         if self.draining:
             self.left[session] = because
             return
+        self.closing.add(session)
         try:
             await self._closings.ask((session, because))
-        except DatabaseError:
+        except Error:
             self._leave_open({session: because})
+        finally:
+            self.closing.discard(session)
 
     async def _close_together(self, left: Sequence[tuple[str, str]]) -> Sequence[None]:
         await self.database.write(registry.close_sessions, dict(left))
@@ -209,13 +213,13 @@ class Node:
             await self.close_rows_left()
 
     async def close_rows_left(self) -> None:
-        """Close the rows of those who have left and are not closed yet, in one transaction."""
+        """Close the rows that could not be closed, or are not yet, in one transaction."""
         left, self.left = self.left, {}
         if not left:
             return
         try:
             await self.database.write(registry.close_sessions, left)
-        except DatabaseError:
+        except Error:
             self._leave_open(left)
 
     def _leave_open(self, rows: dict[str, str]) -> None:

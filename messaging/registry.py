@@ -10,7 +10,7 @@ import socket
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,12 @@ HELD_SECONDS = 2
 """What a transaction that holds devices waits for a lock, this one and those after it. Whoever had
 it longer is frozen: those who wait in line behind would be as well. A connect is told to come back,
 a tick tries again."""
-PATIENTLY = f"SELECT set_config('lock_timeout', '{HELD_SECONDS}s', true)"
+HURRIED_SECONDS = 0.2
+"""The same where many would wait for what one of them needs: then each is asked about alone."""
+PATIENTLY, HURRIEDLY = (
+    f"SELECT set_config('lock_timeout', '{seconds * 1000:.0f}ms', true)"
+    for seconds in (HELD_SECONDS, HURRIED_SECONDS)
+)
 """A `SET LOCAL` that takes no round trip of its own: what is selected is worked out in order."""
 
 
@@ -109,9 +114,8 @@ def ensure_sessions(sessions: Iterable[Session]) -> None:
     for page in pages(sessions):
         _kick_displaced(page)
         absent += _absent(page)
-        rows = [Session(**{name: getattr(each, name) for name in ("id", *SAID)}) for each in page]
         Session.objects.bulk_create(
-            rows, update_conflicts=True, unique_fields=["id"],
+            map(_row, page), update_conflicts=True, unique_fields=["id"],
             update_fields=[*SAID, "closed_at", "closed_because"],
         )  # fmt: skip
     online.announce(absent, True, live_sessions)
@@ -179,13 +183,13 @@ def hold_device(uid: str, flag: int) -> None:
             )
 
 
-def try_devices(places: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
-    """Hold those of these devices (uid, flag) that nobody else holds; returns them."""
-    places = list(places)
+def try_devices(places: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Hold those of these devices (uid, flag) that nobody else holds; returns them. For other locks
+    this transaction waits HURRIED_SECONDS."""
     if connection.vendor != "postgresql":
         return set(places)
     with connection.cursor() as cursor:
-        cursor.execute(f"{PATIENTLY}, pg_advisory_xact_lock_shared(%s)", [DEVICES_LOCK])
+        cursor.execute(f"{HURRIEDLY}, pg_advisory_xact_lock_shared(%s)", [DEVICES_LOCK])
         cursor.execute(
             "SELECT pg_try_advisory_xact_lock(hashtextextended(name, %s))"
             " FROM unnest(%s::text[]) WITH ORDINALITY AS device (name, place) ORDER BY place",
@@ -309,23 +313,33 @@ def _close(rows: QuerySet[Session], because: str) -> list[online.Place]:
     return closed
 
 
-def open_sessions(sessions: Sequence[Session], ring: Callable[[str], object] | None = None) -> None:
-    """Write the rows of sessions, each of another device, and tell those they displace to go. In a
-    transaction of the caller's, which holds the devices. `opened_at` becomes the database's time.
+def open_sessions(
+    sessions: Sequence[Session], ring: Callable[[str], object] | None = None
+) -> list[datetime]:
+    """Write the rows of sessions, each of another device, and tell those they displace to go;
+    returns the database's times. In a transaction of the caller's, which holds the devices.
 
     Who goes is protocol §4.1: a master displaces every other session of its uid and device flag,
     a slave only those with its own device id. Where anybody has to, `ring` is called with the uid
     after the commit, so that their nodes need not wait for their tick.
     """
     if not sessions:
-        return
-    Session.objects.bulk_create(sessions)  # the times that are the database's come back with it
+        return []
+    rows = [_row(each) for each in sessions]
+    Session.objects.bulk_create(rows)  # the times that are the database's come back with it
     displaced = _displace_for(sessions)
     if ring is not None:
         for uid in displaced:
             transaction.on_commit(partial(ring, uid))
     opened = [(each.pk, each.uid, each.device_flag) for each in sessions]
     online.announce(opened, True, live_sessions)
+    return [row.opened_at for row in rows]
+
+
+def _row(session: Session) -> Session:
+    """A new row of what a node knows by heart. What the database says of one that is written stays
+    with it, though it be rolled back: another try is another row."""
+    return Session(**{name: getattr(session, name) for name in ("id", *SAID)})
 
 
 def _displace_for(sessions: Sequence[Session]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from django.db import (
     DEFAULT_DB_ALIAS,
-    DatabaseError,
+    Error,
     InterfaceError,
     OperationalError,
     connections,
@@ -65,17 +65,17 @@ def transact(change: Callable[[], Result], using: str = DEFAULT_DB_ALIAS) -> Res
     raise AssertionError("unreachable")
 
 
-def is_conflict(error: DatabaseError) -> bool:
+def is_conflict(error: Error) -> bool:
     """Whether another transaction was preferred: this one did nothing, and would do next time."""
     return _sqlstate(error) in (DEADLOCK, SERIALIZATION)
 
 
-def is_lock_timeout(error: DatabaseError) -> bool:
+def is_lock_timeout(error: Error) -> bool:
     """Whether a row was held by somebody else for longer than was waited."""
     return _sqlstate(error) == LOCK_NOT_AVAILABLE
 
 
-def is_transient(error: DatabaseError) -> bool:
+def is_transient(error: Error) -> bool:
     """Whether trying again may succeed. After a lost connection nobody knows whether a commit got
     through: whoever tries again must look first."""
     state = _sqlstate(error)
@@ -84,5 +84,5 @@ def is_transient(error: DatabaseError) -> bool:
     return is_conflict(error) or state.startswith(CONNECTION_CLASSES)
 
 
-def _sqlstate(error: DatabaseError) -> str | None:
+def _sqlstate(error: Error) -> str | None:
     return getattr(error.__cause__, "sqlstate", NO_SQLSTATE)

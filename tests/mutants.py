@@ -351,7 +351,7 @@ MUTANTS = [
     Mutant(
         "the order of connects and new tokens",
         "messaging/auth.py",
-        "        registry.hold_device(*places[0])\n",
+        "        registry.hold_device(*arrivals[0].device)\n",
         "        pass\n",
         "messaging/test_registry.py messaging/test_auth.py",
         network=True,
@@ -359,17 +359,31 @@ MUTANTS = [
     Mutant(
         "the devices that many who connect hold",
         "messaging/auth.py",
-        "got = registry.try_devices(dict.fromkeys(places))",
-        "got = set(places)",
+        "got = registry.try_devices([each.device for each in first])",
+        "got = {each.device for each in first}",
         "messaging/test_auth.py",
         network=True,
     ),
     Mutant(
         "the turn of the second who comes by a device",
         "messaging/auth.py",
-        "place in got and places.index(place) == at",
-        "place in got",
-        "messaging/test_auth.py",
+        "    first = {each.session.uid: each for each in reversed(arrivals)}.values()\n",
+        "    first = arrivals\n",
+        "messaging/test_auth.py webhooks/test_announcing.py",
+    ),
+    Mutant(
+        "what the check lets be of those who leave",
+        "messaging/check.py",
+        "    closing |= node.closing\n",
+        "    closing.clear()\n",
+        "scenarios/test_connect.py",
+    ),
+    Mutant(
+        "the row of another try",
+        "messaging/registry.py",
+        "    rows = [_row(each) for each in sessions]\n",
+        "    rows = sessions\n",
+        "messaging/test_registry.py",
     ),
     Mutant(
         "the others of a batch in which one is at fault",
@@ -533,9 +547,9 @@ MUTANTS = [
     Mutant(
         "a connect that was given up",
         "messaging/auth.py",
-        " and arrivals[number].is_there():",
+        " and each.is_there():",
         ":",
-        "scenarios/test_kicks.py",
+        "messaging/test_auth.py",
     ),
     Mutant(
         "what was mended before time was up",

@@ -4,20 +4,23 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
+    """The new index first: while it is built memberships can be read, and afterwards the old one is
+    gone in an instant."""
+
     dependencies = [
         ("wukongim_subscriptions", "0003_commands"),
     ]
 
     operations = [
-        migrations.RemoveIndex(
-            model_name="membership",
-            name="wukongim_membership_uid",
-        ),
         migrations.AddIndex(
             model_name="membership",
             index=models.Index(
                 fields=["uid", "channel", "joined_version", "joined_seq"],
                 name="wukongim_membership_of",
             ),
+        ),
+        migrations.RemoveIndex(
+            model_name="membership",
+            name="wukongim_membership_uid",
         ),
     ]

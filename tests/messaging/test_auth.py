@@ -230,7 +230,8 @@ def test_each_of_many_is_judged_by_its_own_token(node):
     assert Session.objects.get().device_level == 1
 
 
-def test_of_two_who_come_by_one_device_the_second_is_to_come_alone(node):
+def test_the_second_of_a_uid_is_to_come_alone(node):
+    """By the same device it has to find the first; by another, the webhooks would tell of two."""
     auth.set_token("alice", "a", 0, 1)
     auth.set_token("alice", "web", 1, 1)
     auth.set_token("bob", "b", 0, 1)
@@ -241,10 +242,11 @@ def test_of_two_who_come_by_one_device_the_second_is_to_come_alone(node):
         arrival(node, "bob", "b", "bob"),
     ]
     outcomes = auth.open_sessions(asked)
-    assert [each is ALONE for each in outcomes] == [False, True, False, False]
-    assert rows() == {"first", "web", "bob"}
-    [admission] = auth.open_sessions(asked[1:2])
-    assert admission.reason == Reason.SUCCESS
+    assert [each is ALONE for each in outcomes] == [False, True, True, False]
+    assert rows() == {"first", "bob"}
+    for each in asked[1:3]:
+        [admission] = auth.open_sessions([each])
+        assert admission.reason == Reason.SUCCESS
     assert rows() == {"second", "web", "bob"}
 
 
@@ -275,6 +277,15 @@ def test_who_has_gone_meanwhile_gets_no_row(node):
     assert rows() == {"s-bob"}
 
 
+def test_who_goes_while_waiting_for_his_device_gets_no_row(node):
+    auth.set_token("alice", "t", 0, 0)
+    answers = iter([True, False])
+    row = arrival(node, "alice", "t").session
+    [admission] = auth.open_sessions([auth.Arrival(row, "t", lambda: next(answers))])
+    assert (admission.reason, admission.opened_at) == (Reason.SUCCESS, None)
+    assert rows() == set()
+
+
 def test_statements_do_not_grow_with_those_who_connect(node):
     uids = [f"u{number}" for number in range(30)]
     for uid in uids:
@@ -295,11 +306,14 @@ def test_nobody_waits_for_a_device_that_somebody_else_holds(transactional_db):
     node = registry.register_node()
     for uid in ("alice", "bob"):
         auth.set_token(uid, "t", 0, 0)
+    both = [arrival(node, "alice", "t"), arrival(node, "bob", "t")]
+    gone = arrival(node, "alice", "t", is_there=False)
     began = time.monotonic()
-    _, (alice, bob) = interleave(
+    _, ((alice, bob), [nobody]) = interleave(
         lambda: registry.hold_device("alice", 0),
-        lambda: auth.open_sessions([arrival(node, "alice", "t"), arrival(node, "bob", "t")]),
+        lambda: (auth.open_sessions(both), auth.open_sessions([gone])),
     )
     assert alice is ALONE
     assert bob.opened_at is not None
+    assert nobody is auth.GONE
     assert time.monotonic() - began < registry.HELD_SECONDS

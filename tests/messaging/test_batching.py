@@ -8,6 +8,7 @@ import pytest
 from django.db import DataError, OperationalError
 
 from messaging.batching import ALONE, Batcher
+from tests.support.waiting import PATIENCE
 
 
 class Runs:
@@ -55,6 +56,18 @@ async def test_what_comes_while_a_batch_is_under_way_is_the_next(runs):
     assert runs.batches == [[1], [2, 3, 4], [5]]
     assert await batcher.ask(6) == 12
     assert runs.batches[3:] == [[6]]
+
+
+async def test_a_batch_that_is_held_up_leaves_the_others_of_those_at_a_time(runs):
+    batcher = Batcher(runs, 10, at_once=2)
+    asking = await asked(batcher, 1)
+    runs.released, held = asyncio.Event(), runs.released
+    runs.released.set()
+    assert await asyncio.wait_for(batcher.ask(2), PATIENCE) == 4
+    assert await asyncio.wait_for(batcher.ask(3), PATIENCE) == 6
+    held.set()
+    assert await asyncio.gather(*asking) == [2]
+    assert runs.batches == [[1], [2], [3]]
 
 
 async def test_one_at_fault_fails_alone(runs):

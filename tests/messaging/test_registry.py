@@ -205,6 +205,16 @@ def test_displaced_sessions_are_rung_for_after_the_commit(
     assert heard == rung
 
 
+def test_session_that_is_opened_again_after_a_rollback_has_the_time_of_that(node):
+    row = Session(pk="s1", uid="alice", device_flag=0, node_id=node)
+    with transaction.atomic():
+        [first] = registry.open_sessions([row])
+        transaction.set_rollback(True)
+    [second] = registry.open_sessions([row])
+    assert first <= second == Session.objects.get().opened_at
+    assert row.opened_at != first
+
+
 def plan(call):
     """How the database would answer the one query of a call, if it took no table for small."""
     with CaptureQueriesContext(connection) as queries:

@@ -17,7 +17,8 @@ from django.db.backends.utils import CursorWrapper
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from messaging import auth, database
+from messaging import auth, check, database
+from messaging.batching import Batcher
 from messaging.layer import NodeLayer
 from subscriptions import services
 from subscriptions.bindings import ChannelKey
@@ -432,3 +433,21 @@ async def test_one_whom_the_database_cannot_take_keeps_nobody_out(here):
 
 def is_connack(answer):
     return isinstance(answer, dict) and "result" in answer
+
+
+async def test_rows_whose_turn_to_be_closed_has_not_come_are_no_damage(check_off, here):
+    """Those who leave at once are closed batch by batch, and a check may come in between."""
+    await in_thread(make_users, "alice", "bob", "carol")
+    peers = [Peer(here.url, uid) for uid in ("alice", "bob", "carol")]
+    await asyncio.gather(*(peer.open() for peer in peers))
+    here.node._closings = Batcher(here.node._close_together, 1)
+    released = threading.Event()
+    holding = asyncio.ensure_future(here.node.database.write(released.wait, PATIENCE))
+    await asyncio.gather(*(peer.close() for peer in peers))
+    await eventually(lambda: len(here.node.closing) == len(peers), "all have left")
+    checking = asyncio.ensure_future(check.check_sessions(here.node))
+    await asyncio.sleep(0)
+    released.set()
+    assert await checking == []
+    await holding
+    await eventually(lambda: not here.node.closing, "their rows are closed")
