@@ -271,21 +271,25 @@ the others. To the tutorial come {size.tutorial_users}, with nothing to show. It
 reads the user's rooms from PostgreSQL, and joins one after the other in Redis, which costs the same
 whoever is there already.
 
-A server has one core of its own; the load, PostgreSQL and Valkey share the others.
+A server has one core of its own; the load, PostgreSQL and Valkey share the others. The tables have
+been vacuumed, as PostgreSQL does by itself within a minute.
 """
 
 MEANING = """
 ## What it means
 
-The tutorial asks Redis twice for each membership and waits for both answers. Ours reads all of a
-user's memberships with their heads in one statement, writes a dictionary entry for each, and asks
-the layer only for groups that are new to the process, in one batch. So a warm connection asks it
-for nothing, and when everybody comes back after a restart only the first in each room pays for it.
+The tutorial asks Redis twice for each membership and waits for both answers. Ours reads all
+memberships of those who connect at the moment, with their heads, in one statement, writes a
+dictionary entry for each, and asks the layer only for groups that are new to the process, in one
+batch. So a warm connection asks it for nothing, and when everybody comes back after a restart only
+the first in each room pays for it.
 
-Sixty times is out of reach for a server that keeps books. More than half of a warm connect would be
-there without any membership: the upgrade of the request, the token, and a transaction that writes
-the session's row under a lock and sends away whom it displaces. The tutorial does none of that. The
-rest is two microseconds a membership, and PostgreSQL's reading of a thousand rows.
+Sixty times is out of reach for a server that keeps books. It upgrades a request, looks at a token,
+writes the session's row under a lock and sends away whom it displaces, of which the tutorial does
+nothing; those who come at once share the transactions of that ([decision
+40](../decisions/0040-those-who-connect-at-once-are-let-in-together.md)). The larger part is some
+microseconds a membership: a row is read, and its binding put into four tables that lie all over the
+memory.
 """
 
 
