@@ -79,7 +79,7 @@ class LiveSession:
     """One authenticated socket: its own table of bindings and what it has heard.
 
     While it is `connecting` its memberships are being read; joins that are learned meanwhile wait
-    in `missed`, since only the read can tell whether it has them.
+    in `missed`, by channel their versions, since only the read can tell whether it has them.
     """
 
     id: str
@@ -90,7 +90,7 @@ class LiveSession:
     heard: dict[int, int] = field(default_factory=dict)
     lagging: set[int] = field(default_factory=set)
     connecting: bool = True
-    missed: set[int] = field(default_factory=set)
+    missed: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -218,6 +218,15 @@ class Hub:
             return join.head
         return binding.joined_seq if binding.end is None else binding.end
 
+    def missed(self, session: LiveSession) -> list[int]:
+        """Channels with a join that was learned while the session was connecting and that it was
+        not bound by: its memberships were read before."""
+        return [
+            channel
+            for channel, version in session.missed.items()
+            if (binding := self._held(session, channel)) is None or binding.version < version
+        ]
+
     def _held(self, session: LiveSession, channel: int) -> GroupBinding | None:
         group = self.groups.get(channel)
         return group.bindings.get(session.id) if group else None
@@ -338,7 +347,7 @@ class Hub:
 
     def _bind_joined(self, session: LiveSession, join: Change, channel: int, page: Changes) -> None:
         if session.connecting:
-            session.missed.add(channel)
+            session.missed[channel] = max(join.version, session.missed.get(channel, 0))
             return
         binding = GroupBinding(join.uid, join.version - 1).after(page, heard=join.seq - 1)
         self.bind(session, channel, page.key, binding, join.seq)
@@ -351,6 +360,8 @@ class Hub:
         binding = group.bindings.get(session.id)
         if binding is None or binding.end is None or binding.version < group.newest:
             return
+        if binding.version < session.missed.get(group.channel, 0):
+            return  # it has come back since, and is to go on from its position
         if not binding.was_ever:
             return  # it grants nothing, so it says nothing of a stay that is over
         if session.heard.get(group.channel, 0) >= binding.end:

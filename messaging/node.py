@@ -363,7 +363,7 @@ class Node:
             self.hub.begin_behind(session, channel, start.head)
         self.hub.bind_all(session, named.values() if starts else expected)
         session.connecting = False
-        if missed := session.missed - session.bindings.keys():
+        if missed := self.hub.missed(session):
             await self.catch_up.rebind({channel: [session.uid] for channel in missed})
         session.missed.clear()
         return starts

@@ -372,6 +372,20 @@ MUTANTS = [
         "messaging/test_auth.py webhooks/test_announcing.py",
     ),
     Mutant(
+        "the position of who came back while connecting",
+        "messaging/hub.py",
+        "        if binding.version < session.missed.get(group.channel, 0):\n",
+        "        if False:\n",
+        "messaging/test_hub.py",
+    ),
+    Mutant(
+        "the joins that a connect was too early for",
+        "messaging/hub.py",
+        "(binding := self._held(session, channel)) is None or binding.version < version",
+        "self._held(session, channel) is None",
+        "messaging/test_hub.py",
+    ),
+    Mutant(
         "what the check lets be of those who leave",
         "messaging/check.py",
         "    closing |= node.closing\n",

@@ -65,6 +65,29 @@ def test_binding_that_the_group_lost_is_left_out(hub):
     assert hub.memberships_held(["alice"]) == {"alice": {1: 4}}
 
 
+def changes(since, *lines):
+    """All that befell alice in channel 1: (version, whether she joined) each, at seq 10."""
+    log = tuple(Change("alice", version, 10, joined) for version, joined in lines)
+    return Changes(ChannelKey(2, "c1"), since, log[-1].version, log[-1].version, 12, log)
+
+
+def test_session_whose_uid_came_back_while_it_connected_keeps_its_position(hub):
+    """Its memberships were read under version 6, of a stay that has ended, and its client was told
+    that all up to 12 is gone: what is above is to be heard, and nothing else."""
+    session = connect(hub, "a", {})
+    session.connecting = True
+    hub.bind_joined(1, changes(8, (9, True)), 8)
+    assert session.missed == {1: 9}
+    hub.bind(session, 1, ChannelKey(2, "c1"), GroupBinding("alice", 6, 6, 2), 12)
+    session.connecting = False
+    assert hub.missed(session) == [1]
+    hub.apply(1, changes(6, (7, False)))  # read before she came back
+    assert session.heard == {1: 12}
+    hub.rebind([session], 1, changes(0, (6, True), (7, False), (9, True)), None)
+    assert (hub.missed(session), session.heard) == ([], {1: 12})
+    assert hub.memberships_held(["alice"]) == {"alice": {1: 9}}
+
+
 class Shelf:
     """A port with room for everything."""
 
