@@ -67,7 +67,7 @@ POSTGRES_SESSION = {
 POSTGRES_OPTIONS = {
     "application_name": "wukongim",
     "options": " ".join(f"-c {name}={value}" for name, value in POSTGRES_SESSION.items()),
-    "connect_timeout": 5,  # seconds
+    "connect_timeout": 3,  # seconds: a network may swallow it, and in 5 all has to be heard
     # A database that vanished without a word: unanswered bytes give up as soon as a lease would.
     "keepalives_idle": 10,  # seconds of silence before the first of them
     "keepalives_interval": 5,
