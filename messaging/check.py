@@ -188,15 +188,15 @@ async def _expected(node: Node, uids: Collection[str]) -> dict[tuple[str, int], 
 async def check_sessions(node: Node) -> list[Disagreement]:
     """Live sockets against this node's rows. One that is just being opened or closed is let be, and
     so is a row whose turn to be closed has not come yet."""
-    before, closing = node.hub.sessions.copy(), node.closing.copy()
+    before, moving = node.hub.sessions.copy(), node.moving.copy()
     rows = await node.database.write(registry.session_rows, node.id)
     settled = {
         session: live.uid
         for session, live in node.hub.sessions.items()
         if session in before and session in node.members
     }
-    closing |= node.closing
-    moving = (before.keys() | node.hub.sessions.keys() | closing) - settled.keys()
+    moving |= node.moving
+    moving |= (before.keys() | node.hub.sessions.keys()) - settled.keys()
     left = {session: uid for session, uid in rows.items() if session not in moving}
     if left.keys() - settled.keys():
         # One that came and went while this waited for its turn has asked by now for its row to be

@@ -263,16 +263,11 @@ class MessagingConsumer(AsyncConsumer):
         )
         self._ahead = asyncio.ensure_future(self.receive())
         async with self._come_back_later():
-            admission = await self.node.arrivals.open(
-                auth.Arrival(self.row, connect.token, self._is_there)
-            )
-            if admission.opened_at is None:
-                await self._refuse_unless_admitted(connect, admission)
-                raise Gone(1006)
-            if admission.level == registry.MASTER:
-                self.port.on_command = self._command_taken
-            self.session = LiveSession(self.row.id, connect.uid, self.port, admission.opened_at)
-            self.node.hub.register(self.session)
+            self.node.moving.add(self.row.id)
+            try:
+                await self._register(connect)
+            finally:
+                self.node.moving.discard(self.row.id)
             resumed = await self.bind_memberships(connect.positions)
         self._require_room()
         self.node.members[self.row.id] = self
@@ -282,6 +277,19 @@ class MessagingConsumer(AsyncConsumer):
         bindings = len(self.session.bindings)
         logger.info("session.opened", extra={**self._who, "bindings": bindings})
         metrics.OPENED.inc()
+
+    async def _register(self, connect: Connect) -> None:
+        """Write the session's row; from then on the node knows it."""
+        admission = await self.node.arrivals.open(
+            auth.Arrival(self.row, connect.token, self._is_there)
+        )
+        if admission.opened_at is None:
+            await self._refuse_unless_admitted(connect, admission)
+            raise Gone(1006)
+        if admission.level == registry.MASTER:
+            self.port.on_command = self._command_taken
+        self.session = LiveSession(self.row.id, connect.uid, self.port, admission.opened_at)
+        self.node.hub.register(self.session)
 
     def _command_taken(self, channel: int, seq: int) -> None:
         """A master device has this command: nobody need fetch it. Other devices see commands, and

@@ -116,7 +116,7 @@ class Node:
         self.pending_groups: dict[str, int] = {}
         self.draining = self.stopping = self.deserted = False
         self.left: dict[str, str] = {}
-        self.closing: set[str] = set()
+        self.moving: set[str] = set()  # sessions whose rows are just being opened, or closed
         self._closings = Batcher(self._close_together, TOGETHER)
         self.commands_taken: list[commands.Taken] = []
         self._groups_wake = asyncio.Event()
@@ -194,13 +194,13 @@ class Node:
         if self.draining:
             self.left[session] = because
             return
-        self.closing.add(session)
+        self.moving.add(session)
         try:
             await self._closings.ask((session, because))
         except Error:
             self._leave_open({session: because})
         finally:
-            self.closing.discard(session)
+            self.moving.discard(session)
 
     async def _close_together(self, left: Sequence[tuple[str, str]]) -> Sequence[None]:
         await self.database.write(registry.close_sessions, dict(left))

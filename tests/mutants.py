@@ -386,10 +386,10 @@ MUTANTS = [
         "messaging/test_hub.py",
     ),
     Mutant(
-        "what the check lets be of those who leave",
+        "what the check lets be of those who come and leave",
         "messaging/check.py",
-        "    closing |= node.closing\n",
-        "    closing.clear()\n",
+        "    moving |= node.moving\n",
+        "    moving.clear()\n",
         "scenarios/test_connect.py",
     ),
     Mutant(
@@ -837,7 +837,7 @@ MUTANTS = [
     Mutant(
         "commands that only a master device takes",
         "messaging/consumers.py",
-        "            if admission.level == registry.MASTER:\n",
+        "        if admission.level == registry.MASTER:\n",
         "            if True:\n",
         "scenarios/test_commands.py",
     ),

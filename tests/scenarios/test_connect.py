@@ -444,10 +444,31 @@ async def test_rows_whose_turn_to_be_closed_has_not_come_are_no_damage(check_off
     released = threading.Event()
     holding = asyncio.ensure_future(here.node.database.write(released.wait, PATIENCE))
     await asyncio.gather(*(peer.close() for peer in peers))
-    await eventually(lambda: len(here.node.closing) == len(peers), "all have left")
+    await eventually(lambda: len(here.node.moving) == len(peers), "all have left")
     checking = asyncio.ensure_future(check.check_sessions(here.node))
     await asyncio.sleep(0)
     released.set()
     assert await checking == []
     await holding
-    await eventually(lambda: not here.node.closing, "their rows are closed")
+    await eventually(lambda: not here.node.moving, "their rows are closed")
+
+
+async def test_row_of_a_session_that_the_node_does_not_know_yet_is_no_damage(check_off, here):
+    """Between the commit and the turn of the one who asked for it a check may come in."""
+    await in_thread(make_users, "alice")
+    ask, opened, released = here.node.arrivals.open, asyncio.Event(), asyncio.Event()
+
+    async def open_late(arrival):
+        admission = await ask(arrival)
+        opened.set()
+        await released.wait()
+        return admission
+
+    here.node.arrivals.open = open_late
+    alice = Peer(here.url, "alice")
+    arriving = asyncio.ensure_future(alice.open())
+    await asyncio.wait_for(opened.wait(), PATIENCE)
+    assert await check.check_sessions(here.node) == []
+    released.set()
+    assert is_connack(await arriving)
+    await alice.close()
