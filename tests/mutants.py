@@ -838,7 +838,7 @@ MUTANTS = [
         "commands that only a master device takes",
         "messaging/consumers.py",
         "        if admission.level == registry.MASTER:\n",
-        "            if True:\n",
+        "        if True:\n",
         "scenarios/test_commands.py",
     ),
 ]
