@@ -342,11 +342,11 @@ def _row(session: Session) -> Session:
     return Session(**{name: getattr(session, name) for name in ("id", *SAID)})
 
 
-def _displace_for(sessions: Sequence[Session]) -> list[str]:
+def _displace_for(sessions: Sequence[Session]) -> set[str]:
     """Tell the others to go who have to; returns their uids."""
     told = defaultdict(list)
     newcomers = {(each.uid, each.device_flag): each for each in sessions}
-    uids = {}
+    uids = set()
     for pk, device, uid, flag in _rivals(newcomers, {each.pk for each in sessions}):
         newcomer = newcomers[uid, flag]
         if device and device == newcomer.device_id:
@@ -355,10 +355,10 @@ def _displace_for(sessions: Sequence[Session]) -> list[str]:
             told[OTHER_DEVICE].append(pk)
         else:
             continue
-        uids[uid] = True
+        uids.add(uid)
     for reason, pks in told.items():
         _kick(pks, reason)
-    return list(uids)
+    return uids
 
 
 def _rivals(devices: Iterable[tuple[str, int]], but: Collection[str]) -> list[Any]:
