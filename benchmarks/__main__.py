@@ -29,7 +29,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 ORDER = (
     "fanout", "rooms", "hot_room", "connecting", "crowd", "stalled", "workers", "rest", "codec",
-    "conversations",
+    "conversations", "tables",
 )  # fmt: skip
 NAMES = [name for name in ORDER if (FOLDER / f"{name}.py").exists()]
 

@@ -248,12 +248,13 @@ Memory is what decides how many sessions a process can have. The larger part of 
 the socket with the server's protocol object and its buffers, the consumer's task, the outbox. Each
 binding adds its entries in two tables, that of the session and that of the group.
 
-The CPU goes to the pings, to the comparison of the two tables with each other and of the groups
-with the layer, and to the heads and digests by which the node compares itself with the database. A
-round of the latter may take up to a minute; the former is done every four seconds, whatever there
-is, so that this part grows with the bindings. Half a million of them are spread over 400 MB, which
-no processor keeps near: most of the time is waiting for memory. Looking at a part of them at a time
-would keep the CPU within its limit, and break the promise that what is lost is found in seconds.
+Of the CPU a third goes to the comparison of the tables with each other and of the groups with the
+layer, every four seconds; a quarter to the digests by which memberships are compared with the
+database, and the positions with their groups, once in fifty seconds; a sixth to the pings and their
+answers. The rest is what a node does that has nothing to do, and looks after each session.
+
+All of that grows with what there is: half a million bindings are spread over 400 MB, which no
+processor keeps near, and most of the time is waiting for memory.
 """
 
 
