@@ -19,7 +19,7 @@ from django.db import DatabaseError
 from messaging import metrics
 from messaging.conf import conf
 from messaging.database import DatabaseThreads
-from messaging.hub import Hub, LiveSession
+from messaging.hub import Hub, LiveSession, Marks
 from messaging.layer import NodeLayer
 from messaging.message_table import heads_after, highest_seqs, message_mark, read_range
 from subscriptions.audit import Disagreement, Kind
@@ -42,9 +42,9 @@ REREADS = 5
 CHANNELS_A_PART, UIDS_A_PART = 25, 5_000
 """Places that are bound anew at once, while no sweep runs: about 20 ms."""
 
-HEADS_A_SLICE = 50
-"""Channels whose heads one sweep reads at least, whatever its marks say: with 10 bindings each
-about 1 ms."""
+HEADS_A_SLICE, BINDINGS_A_SLICE = 50, 5_000
+"""Channels whose heads one sweep reads at least, whatever its marks say, and bindings of them that
+it asks where they stand at most: 5 ms."""
 
 
 class CatchUp:
@@ -175,7 +175,7 @@ class CatchUp:
         self, places: Mapping[int, Sequence[str]], settled: Mapping[str, list[LiveSession]]
     ) -> dict[int, Sequence[str]]:
         """Those of `places` that changed under the reading, and were let be."""
-        marks = self.hub.marks(places)
+        marks = self._marks(places, settled)
         joins = await self.database.read(joins_of, places)
         pages = await self.database.read(changes_of, places)
         logged = await self.database.read(highest_seqs, list(pages)) if pages else {}
@@ -196,6 +196,16 @@ class CatchUp:
                 self.hub.take_back(live, channel, page.version, top, marks)
                 self.hub.rebind(live, channel, page, joins.get((channel, uid)))
         return changed
+
+    def _marks(
+        self, places: Mapping[int, Sequence[str]], settled: Mapping[str, list[LiveSession]]
+    ) -> Marks:
+        """What these sessions hold. One that is missing from its group has its position yet."""
+        marks = self.hub.marks(places)
+        for channel, named in places.items():
+            for session in (each for uid in named for each in settled[uid]):
+                marks.setdefault((channel, session.id), (0, session.heard.get(channel, 0)))
+        return marks
 
     def _unbind(self, sessions: Iterable[LiveSession], channel: int) -> None:
         """The channel itself is gone."""
@@ -252,17 +262,28 @@ class CatchUp:
         """
         found, self._message_mark = await self.database.read(heads_after, self._message_mark)
         self.behind |= found
-        await self.find_behind(self._slice())
+        await self.find_behind(await self._doubtful())
         holes = [self._hole(channel, head) for channel, head in self.behind.items()]
         await self.fetch_behind()
         return [(hole, hole.channel not in self.behind) for hole in holes]
+
+    async def _doubtful(self) -> Collection[int]:
+        """Those channels of this turn's share whose bindings have to be asked where they stand: all
+        where they are few. Of many only those whose group is not where the database has it; that
+        each session is where its group is, the check sees."""
+        groups = {channel: self.hub.groups[channel] for channel in self._slice()}
+        if sum(len(group.bindings) for group in groups.values()) <= BINDINGS_A_SLICE:
+            return groups
+        known = {channel: (group.head, group.newest) for channel, group in groups.items()}
+        now = await self.database.read(heads, list(known))
+        return {channel for channel in now if known[channel] != now[channel]}
 
     async def find_behind(self, channels: Iterable[int]) -> None:
         """Read the heads of these channels, and note in `behind` who is below one, after a moment.
         Asks without a mark: what a failed look left behind is found again. A version that is news
         is looked at."""
         spans = self.hub.spans(channels)
-        now = await self.database.read(heads, list(spans))
+        now = await self.database.read(heads, list(spans)) if spans else {}
         beyond = []
         for channel, (head, version) in now.items():
             span = spans[channel]
@@ -272,6 +293,8 @@ class CatchUp:
                 self.look(channel)
             if span.position < head:
                 self.behind[channel] = head
+            elif group := self.hub.groups.get(channel):
+                group.head = max(group.head, head)  # all have heard it, whoever told them
         await self.find_ahead(beyond)
         self.behind = self._still_behind()
         if self.behind:

@@ -17,14 +17,15 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from messaging import registry
 from messaging.catch_up import CHANNELS_A_PART
-from messaging.hub import LiveSession
+from messaging.hub import Group, LiveSession
 from subscriptions import audit
 from subscriptions.audit import Disagreement, Kind
-from subscriptions.bindings import ChannelKey, Expected
+from subscriptions.bindings import ChannelKey
 from subscriptions.selectors import digest, digests, find_channel, memberships_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ NOWHERE = 0
 """The channel of a scope that names one which does not exist: no row has it."""
 UIDS_A_PAGE = 500
 """Uids of one statement: SQLite takes 32,766 parameters, and a page reports its progress."""
+
+NAME = attrgetter("name")
+"""Of a group."""
 
 Progress = Callable[[int, int], Awaitable[None]]
 """(uids done, of how many)."""
@@ -56,7 +60,7 @@ class Scope:
             return True
         group = node.hub.groups.get(each.channel or NOWHERE)
         return not each.uid and (
-            group is None or any(self.uid == session.uid for session in group.sessions.values())
+            group is None or any(self.uid == session.uid for session in group.bindings)
         )
 
 
@@ -77,7 +81,7 @@ def check_memory(node: Node) -> list[Disagreement]:
     and only where they do not, one that says where."""
     hub = node.hub
     found = check_registered(node)
-    if audit.tables_agree(hub.sessions, hub.groups):
+    if node.agreement.holds(hub.sessions.values(), hub.groups):
         return found
     strays = audit.compare_group_tables(hub.groups.values(), hub.sessions)
     found += check_tables(node, hub.sessions.values())
@@ -123,30 +127,23 @@ def check_place(node: Node, channel: int, uids: Iterable[str]) -> list[Disagreem
     group = node.hub.groups.get(channel)
     settled = group is not None and group.name not in node.pending_groups
     if group and settled and node.layer.is_subscribed(group.name) is False:
-        lost = Disagreement(Kind.MISSING_GROUP_BINDING, "layer", channel)
-        found.append(replace(_with_range(node, lost), memberships=_uids_bound(node, channel)))
+        found.append(_lost_by_layer(node, group))
     return found
 
 
 def check_layer(node: Node) -> list[Disagreement]:
     """Which groups of the hub the layer does not deliver here."""
-    subscribed = node.layer.subscribed()
-    if subscribed is None:
-        return []
-    settled = {
-        group.name: channel
-        for channel, group in node.hub.groups.items()
-        if group.name not in node.pending_groups
-    }
-    return [
-        _with_range(node, replace(each, memberships=_uids_bound(node, each.channel)))
-        for each in audit.compare_subscriptions(settled, subscribed)
-    ]
+    groups = node.hub.groups.values()
+    lost = set(node.layer.lost([*map(NAME, groups)]) or ())
+    lost -= node.pending_groups.keys()
+    return [_lost_by_layer(node, group) for group in groups if group.name in lost] if lost else []
 
 
-def _uids_bound(node: Node, channel: int | None) -> int:
-    group = node.hub.groups.get(channel or NOWHERE)
-    return len({session.uid for session in group.sessions.values()}) if group else 0
+def _lost_by_layer(node: Node, group: Group) -> Disagreement:
+    """With those who are bound to it: none of them would hear."""
+    uids = {session.uid for session in group.bindings}
+    lost = Disagreement(Kind.MISSING_GROUP_BINDING, "layer", group.channel, memberships=len(uids))
+    return _with_range(node, lost)
 
 
 async def check_memberships(node: Node, uids: Collection[str]) -> list[Disagreement]:
@@ -154,41 +151,50 @@ async def check_memberships(node: Node, uids: Collection[str]) -> list[Disagreem
 
     A difference counts only if it is still there after this node has read the newest changes:
     a join that nobody has told us of yet is news, not a fault (B4). Where the hub's own tables
-    disagree with each other, that says more precisely what is wrong.
+    disagree with each other, that says more precisely what is wrong. On the way it is noted which
+    of their sessions are behind, and said which claim more than the database has.
     """
     suspects = await _differing(node, uids)
+    ahead = check_ahead(node)
     if not suspects:
-        return []
+        return ahead
     await node.catch_up.sweep_changes()
     expected = await _expected(node, suspects)
-    held = node.hub.memberships_held(suspects)
+    held = node.hub.survey(suspects).held
     inside = check_tables(node, [each for uid in held for each in node.hub.settled(uid)])
     explained = {(each.uid, each.channel) for each in inside}
     outside = audit.compare_memberships(
-        {place: each.joined_version for place, each in expected.items()},
+        expected,
         {(uid, channel): held[uid][channel] for uid in held for channel in held[uid]},
         held.keys(),
     )
-    return inside + [each for each in outside if (each.uid, each.channel) not in explained]
+    outside = (each for each in outside if (each.uid, each.channel) not in explained)
+    return [*ahead, *inside, *outside]
 
 
 async def _differing(node: Node, uids: Collection[str]) -> list[str]:
     stored = await node.database.read(digests, list(uids))
-    held = node.hub.memberships_held(uids)
-    return [
+    held, apart = node.hub.survey(uids)
+    differing = [
         uid for uid, channels in held.items() if digest(channels.items()) != stored.get(uid, (0, 0))
     ]
+    if apart:
+        await node.catch_up.find_behind(apart)
+    return differing
 
 
-async def _expected(node: Node, uids: Collection[str]) -> dict[tuple[str, int], Expected]:
-    rows = await node.database.read(memberships_of, list(uids)) if uids else []
-    return {(each.uid, each.channel): each for each in rows}
+async def _expected(node: Node, uids: Collection[str]) -> dict[tuple[str, int], int]:
+    """{(uid, channel pk): joined version} as the database has it."""
+    found = await node.database.read(memberships_of, list(uids)) if uids else {}
+    return {
+        (uid, each.channel): each.joined_version for uid, held in found.items() for each in held
+    }
 
 
 async def check_sessions(node: Node) -> list[Disagreement]:
     """Live sockets against this node's rows. One that is just being opened or closed is let be, and
     so is a row whose turn to be closed has not come yet."""
-    before, moving = node.hub.sessions.copy(), node.moving.copy()
+    before, moving = node.hub.sessions.copy(), node.moving
     rows = await node.database.write(registry.session_rows, node.id)
     settled = {
         session: live.uid
@@ -311,10 +317,10 @@ async def _repair_bindings(node: Node, found: list[Disagreement]) -> None:
     for each in found:
         if each.channel is not None and each.uid:
             places.setdefault(each.channel, []).append(each.uid)
-        elif each.channel in node.hub.groups and each.session not in node.hub.sessions:
-            stray = node.hub.groups[each.channel].sessions.get(each.session)
-            if stray is not None:
-                node.hub.unbind(stray, each.channel)
+    for channel in node.hub.groups.keys() & {each.channel for each in found if not each.uid}:
+        for stray in node.hub.closed_in(channel):
+            if stray.id not in node.members:  # else it is connected, and missing from the list
+                node.hub.unbind(stray, channel)
     await node.catch_up.rebind(places)
 
 
@@ -348,14 +354,10 @@ async def _still_there(node: Node, found: list[Disagreement]) -> list[Disagreeme
 
 def _with_range(node: Node, each: Disagreement) -> Disagreement:
     """Add the seqs that this disagreement kept from being heard, as far as they are known."""
-    group = node.hub.groups.get(each.channel or NOWHERE)
-    if group is None:
+    group, live = node.hub.groups.get(each.channel or NOWHERE), node.hub.sessions
+    if group is None or (each.session and each.session not in live):
         return each
-    sessions = (
-        [node.hub.sessions[each.session]]
-        if each.session in node.hub.sessions
-        else list(group.sessions.values())
-    )
+    sessions = [live[each.session]] if each.session else list(group.bindings)
     heard = [session.heard.get(group.channel, group.head) for session in sessions]
     first = min(heard, default=group.head) + 1
     if first > group.head:

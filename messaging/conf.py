@@ -51,7 +51,7 @@ class MessagingConf:
 
     resume_positions: int = field(default=POSITIONS, metadata=OR_ZERO)
     """Positions that a connect may name: as many as the memberships of a heavy user. 1,000 × 128
-    bytes is a first frame of 128 KB, read in 8 ms; two statements whatever they are. 0: none."""
+    bytes is a first frame of 128 KB, read in 8 ms; three statements a thousand of them. 0: none."""
 
     in_flight: int = 64
     """Sends of one session that wait for the log; then its frames wait in the kernel. 64 × 64 KiB
@@ -96,7 +96,8 @@ class MessagingConf:
     """Seconds a doorbell may still be under way before a binding below its head counts as deaf."""
 
     check_ticks: int = 2
-    """Ticks in which all local bindings are compared in memory once: 2 × 2 s = 4 s < 5 s."""
+    """Ticks in which all local bindings are compared in memory once: 2 × 2 s = 4 s < 5 s. As often
+    each session looks after its own acknowledgements."""
 
     member_slices: int = 25
     """Ticks in which all local uids are compared with the database once: 25 × 2 s = 50 s < 60 s."""

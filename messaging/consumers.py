@@ -263,17 +263,16 @@ class MessagingConsumer(AsyncConsumer):
         )
         self._ahead = asyncio.ensure_future(self.receive())
         async with self._come_back_later():
-            self.node.moving.add(self.row.id)
+            self.node.arrivals.opening.add(self.row.id)
             try:
                 await self._register(connect)
             finally:
-                self.node.moving.discard(self.row.id)
+                self.node.arrivals.opening.discard(self.row.id)
             resumed = await self.bind_memberships(connect.positions)
         self._require_room()
         self.node.members[self.row.id] = self
         self.outbox.open(self.dialect.frame_of(self._connack(connect, resumed)))
         self.node.catch_up_session(self.session)
-        self.node.errand(self.node.confirm(self.session))
         bindings = len(self.session.bindings)
         logger.info("session.opened", extra={**self._who, "bindings": bindings})
         metrics.OPENED.inc()
@@ -462,10 +461,11 @@ class MessagingConsumer(AsyncConsumer):
 
     def attend(self, now: float) -> None:
         """Once a tick: re-send, give up, and close a session that has gone silent."""
-        for message_id in self.port.resend(now, self.session.uid):
+        given_up = self.port.resend(now, self.session.uid) if self.port.sent else ()
+        for message_id in given_up:
             metrics.GIVEN_UP.inc()
             logger.warning("message.unacknowledged", extra={**self._who, "message_id": message_id})
-        if now - self.heard_at > conf().idle_seconds:
+        if now - self.heard_at > self.node.conf.idle_seconds:
             self.close_soon(CloseCode.IDLE)
 
     # --- the socket --------------------------------------------------------------------------
@@ -519,7 +519,7 @@ class MessagingConsumer(AsyncConsumer):
         await self.wire.detach()
         if not self.gone.done():
             self.gone.set_result(None)
-        await self.node.close_row(self.row.id, because)
+        await self.node.departures.close(self.row.id, because)
 
     @property
     def _in_frames(self) -> bool:

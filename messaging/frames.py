@@ -12,7 +12,7 @@ import struct
 
 from websockets.frames import apply_mask
 
-TEXT, BINARY, PONG = 0x81, 0x82, 0x8A
+TEXT, BINARY, PING, PONG = 0x81, 0x82, 0x89, 0x8A
 """First byte of a whole frame: final, no extension bits (RFC 6455 §5.2)."""
 
 TWO_BYTES, EIGHT_BYTES = 126, 127
@@ -31,6 +31,11 @@ def text_frame(text: bytes) -> bytes:
 def binary_header(length: int) -> bytes:
     """What stands before so many bytes when a server sends them."""
     return _header(BINARY, length)
+
+
+def ping_frame(content: bytes) -> bytes:
+    """The frame of a ping, which is answered by a pong with the same content (§5.5.2)."""
+    return _header(PING, len(content)) + content
 
 
 def _header(kind: int, length: int) -> bytes:

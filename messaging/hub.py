@@ -1,10 +1,10 @@
 """Who is connected here, who may hear what, and the one rule by which anything is delivered.
 
-Two tables say the same thing from two ends: a session's `bindings` (its groups) and a group's
-`sessions`. Delivery goes by the group's; the check compares both. Positions (`heard`) belong to
-the session: the last seq of each channel that was handed to this socket, or passed over because
-it was not theirs. They survive the loss of either table, so a repaired binding goes on where it
-stopped.
+Two tables say the same thing from two ends: the `bindings` of a session (its groups) and those of
+a group (its sessions). Delivery goes by the group's; the check compares both. Positions (`heard`)
+belong to the session: the last seq of each channel that was handed to this socket, or passed over
+because it was not theirs. They survive the loss of either table, so a repaired binding goes on
+where it stopped.
 
 Everything here runs in the node's event loop, never awaits and never asks the database; what has
 to be read is asked for through `Needs`.
@@ -12,17 +12,25 @@ to be read is asked for through `Needs`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from itertools import chain
+from itertools import chain, repeat
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
 from messaging.fanout import Fanout
 from messaging.messages import Said, StoredMessage
-from subscriptions.bindings import Change, Changes, ChannelKey, Expected, GroupBinding, Join
+from subscriptions.bindings import (
+    NEVER,
+    Change,
+    Changes,
+    ChannelKey,
+    GroupBinding,
+    Join,
+    Memberships,
+)
 
 
 class Port(Protocol):
@@ -32,7 +40,10 @@ class Port(Protocol):
         """Take a message as `uid` is shown it, or refuse it."""
 
 
-VERSION = attrgetter("version")
+VERSION, JOINED, LEFT = map(attrgetter, ("version", "joined_version", "left_version"))
+HEAD, NEWEST, BINDINGS = map(attrgetter, ("head", "newest", "bindings"))
+"""Of bindings and of groups, for what looks at every binding of a node again and again: the
+interpreter's own loops take less than those written out."""
 
 Marks = dict[tuple[int, str], tuple[int, int]]
 """{(channel pk, session id): (version of its binding, position)}."""
@@ -46,6 +57,15 @@ class Span(NamedTuple):
     highest_position: int
     version: int
     highest_version: int
+
+
+class Survey(NamedTuple):
+    """What the sessions of some uids hold. `held`: {uid: {channel pk: joined version}} of what they
+    are bound to, 0, which is no version of a join, where they differ. `apart`: channels in which
+    one of them is not as far as its group, or its binding not of the newest version known here."""
+
+    held: dict[str, dict[int, int]]
+    apart: set[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +115,7 @@ class LiveSession:
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """One channel on this node: its sessions, and by their ids what each of them may hear.
+    """One channel on this node: its sessions, and what each of them may hear.
 
     `name` is the layer's; `head` is the highest seq that this node has heard of, `newest` the
     highest version: a binding below it may yet turn out to be of somebody who came back.
@@ -106,13 +126,12 @@ class Group:
     name: str
     head: int
     newest: int = 0
-    sessions: dict[str, LiveSession] = field(default_factory=dict)
-    bindings: dict[str, GroupBinding] = field(default_factory=dict)
+    bindings: dict[LiveSession, GroupBinding] = field(default_factory=dict)
 
     @property
     def known_version(self) -> int:
         """The version from which changes must be read so that nobody here misses one."""
-        return min((binding.version for binding in self.bindings.values()), default=0)
+        return min((binding.version for binding in self.bindings.values()), default=self.newest)
 
 
 class Hub:
@@ -140,8 +159,11 @@ class Hub:
         mates.pop(session.id, None)
         if not mates:
             self.by_uid.pop(session.uid, None)
-        for channel in {*session.bindings, *session.heard}:
-            self.unbind(session, channel)
+        for channel in session.bindings.keys() | session.heard.keys():
+            self._leave(session, channel)
+        session.bindings.clear()
+        session.heard.clear()
+        session.lagging.clear()
 
     def bind(
         self, session: LiveSession, channel: int, key: ChannelKey, binding: GroupBinding,
@@ -157,30 +179,45 @@ class Hub:
             group = self.groups[channel] = Group(channel, key, key.group, position)
             self._needs.opened(group)
         channel = group.channel  # one number for all who are bound to it
-        held = group.bindings.get(session.id)
+        held = group.bindings.get(session)
         if held is None or held.version <= binding.version:
-            group.bindings[session.id] = binding
-        group.sessions[session.id] = session
+            group.bindings[session] = binding
+        group.newest = max(group.newest, binding.version)
         session.bindings[channel] = group
         session.heard.setdefault(channel, position)
 
-    def bind_all(self, session: LiveSession, expected: Iterable[Expected]) -> None:
+    def bind_all(
+        self, session: LiveSession, memberships: Memberships, keys: Mapping[int, ChannelKey]
+    ) -> list[int]:
         """Put a session that has just come into the groups of its memberships, at their heads: what
-        `bind` does, in one loop for the thousand of them that it may have."""
+        `bind` does, in one loop for the thousand of them that it may have. Returns the channels of
+        which this node has heard of more than was read. `keys`: the names of those channels that
+        have no group yet; one without a name is gone."""
         groups, bindings, heard = self.groups, session.bindings, session.heard
-        name, uid = session.id, session.uid
-        for each in expected:
-            group = groups.get(each.channel)
-            if group is None or name in group.bindings:
-                self.bind(session, each.channel, each.key, each.binding, each.head)
+        uid, states = session.uid, memberships.states
+        outdated = []
+        for channel, joined_version, joined_seq in zip(
+            memberships.channels, memberships.joined_versions, memberships.joined_seqs, strict=True
+        ):
+            state = states.get(channel)
+            if state is None:
                 continue
-            channel = group.channel
-            group.bindings[name] = GroupBinding(
-                uid, each.version, each.joined_version, each.joined_seq
-            )
-            group.sessions[name] = session
-            bindings[channel] = group
-            heard.setdefault(channel, each.head)
+            version, head = state
+            binding = GroupBinding(uid, version, joined_version, joined_seq)
+            group = groups.get(channel)
+            if group is None or group.bindings.setdefault(session, binding) is not binding:
+                key = group.key if group else keys.get(channel)
+                if key is None:
+                    continue
+                self.bind(session, channel, key, binding, head)
+                group = groups[channel]
+            bindings[group.channel] = group
+            heard.setdefault(group.channel, head)
+            if version > group.newest:
+                group.newest = version
+            if version < group.newest or head < group.head:
+                outdated.append(channel)
+        return outdated
 
     def begin_behind(self, session: LiveSession, channel: int, head: int) -> None:
         """Let a bound session that is below `head` begin as one that lags: what lies between is
@@ -229,19 +266,16 @@ class Hub:
 
     def _held(self, session: LiveSession, channel: int) -> GroupBinding | None:
         group = self.groups.get(channel)
-        return group.bindings.get(session.id) if group else None
+        return group.bindings.get(session) if group else None
 
     def marks(self, channels: Iterable[int]) -> Marks:
         """What the sessions of these channels hold now. What is read of the database later cannot
         be lower, since versions and heads only grow."""
         return {
-            (channel, session.id): (
-                binding.version if (binding := group.bindings.get(session.id)) else 0,
-                session.heard.get(channel, 0),
-            )
+            (channel, session.id): (binding.version, session.heard.get(channel, 0))
             for channel in channels
             if (group := self.groups.get(channel))
-            for session in group.sessions.values()
+            for session, binding in group.bindings.items()
         }
 
     def spans(self, channels: Iterable[int]) -> dict[int, Span]:
@@ -251,9 +285,8 @@ class Hub:
             group = self.groups.get(channel)
             if group is None:
                 continue
-            positions = [each.heard[channel] for each in group.sessions.values()
-                         if channel in each.heard]  # fmt: skip
-            versions = [binding.version for binding in group.bindings.values()]
+            positions = {each.heard[channel] for each in group.bindings if channel in each.heard}
+            versions = {binding.version for binding in group.bindings.values()}
             spans[channel] = Span(
                 min(positions, default=group.head), max(positions, default=0),
                 min(versions, default=0), max(versions, default=0),
@@ -280,7 +313,8 @@ class Hub:
         for session in sessions:
             held, position = marks.get((channel, session.id), (0, 0))
             if group is not None and held > version:
-                group.bindings.pop(session.id, None)
+                group.bindings.pop(session, None)
+                group.newest = min(group.newest, version)
             if position > head:
                 session.heard[channel] = head
                 if group is not None:
@@ -290,17 +324,24 @@ class Hub:
         """Sessions of a uid whose memberships were read: those that ought to be bound."""
         return [each for each in self.by_uid.get(uid, {}).values() if not each.connecting]
 
+    def closed_in(self, channel: int) -> list[LiveSession]:
+        """Sessions in the table of a group that are not connected any more."""
+        bound = self.groups[channel].bindings
+        return [session for session in bound if self.sessions.get(session.id) is not session]
+
     def unbind(self, session: LiveSession, channel: int) -> None:
         """Take a session out of a group, in every table. The last one closes the group."""
         session.bindings.pop(channel, None)
         session.heard.pop(channel, None)
         session.lagging.discard(channel)
+        self._leave(session, channel)
+
+    def _leave(self, session: LiveSession, channel: int) -> None:
         group = self.groups.get(channel)
         if group is None:
             return
-        group.sessions.pop(session.id, None)
-        group.bindings.pop(session.id, None)
-        if not group.sessions:
+        group.bindings.pop(session, None)
+        if not group.bindings:
             del self.groups[channel]
             self._needs.closed(group)
 
@@ -312,11 +353,9 @@ class Hub:
             return
         group.head = max(group.head, page.head)
         group.newest = max(group.newest, page.newest)
-        for session in list(group.sessions.values()):
-            binding = group.bindings.get(session.id)
-            if binding is not None:
-                group.bindings[session.id] = binding.after(page, session.heard.get(channel, 0))
-                self._release(session, group)
+        for session, binding in list(group.bindings.items()):
+            group.bindings[session] = binding.after(page, session.heard.get(channel, 0))
+            self._release(session, group)
 
     def bind_joined(self, channel: int, page: Changes, floor: int) -> None:
         """Bind the sessions of whoever joined above `floor`, from the join on; a stay that is over
@@ -357,7 +396,7 @@ class Hub:
 
     def _release(self, session: LiveSession, group: Group) -> None:
         """Unbind a session whose membership ended once it has heard up to the end (design §6)."""
-        binding = group.bindings.get(session.id)
+        binding = group.bindings.get(session)
         if binding is None or binding.end is None or binding.version < group.newest:
             return
         if binding.version < session.missed.get(group.channel, 0):
@@ -393,8 +432,8 @@ class Hub:
         fanout = Fanout(message)
         delivered, incomplete = 0, False
         channel, offer_to = group.channel, self._offer
-        for session in list(group.sessions.values()):
-            offer = offer_to(session, group, fanout)
+        for session, binding in list(group.bindings.items()):
+            offer = offer_to(session, binding, group, fanout)
             if offer is DELIVERED:
                 delivered += 1
             elif offer is HOLE or offer is UNJUDGED:
@@ -403,7 +442,9 @@ class Hub:
         if incomplete:
             self._needs.look(message.channel)
 
-    def _offer(self, session: LiveSession, group: Group, fanout: Fanout) -> Offer:
+    def _offer(
+        self, session: LiveSession, binding: GroupBinding, group: Group, fanout: Fanout
+    ) -> Offer:
         """The deliver rule, for live doorbells and fetched messages alike (design §6)."""
         message = fanout.said
         seq, version = message.seq, message.version
@@ -412,8 +453,7 @@ class Hub:
             return UNJUDGED  # a lost position is the check's to mend
         if seq <= heard:
             return REPEATED
-        binding = group.bindings.get(session.id)
-        if binding is None or version > binding.version:
+        if version > binding.version:
             return UNJUDGED
         if seq != heard + 1:
             return HOLE
@@ -440,7 +480,7 @@ class Hub:
             return False
         fanouts = [Fanout(message) for message in messages]
         advanced = False
-        for session in list(group.sessions.values()):
+        for session in list(group.bindings):
             before = session.heard.get(channel)
             if before is not None and after <= before < upto:
                 self._fill_session(session, group, fanouts, upto)
@@ -453,11 +493,11 @@ class Hub:
         for fanout in fanouts:
             if fanout.said.seq > session.heard.get(group.channel, 0) + 1:
                 session.heard[group.channel] = fanout.said.seq - 1
-            offer = self._offer(session, group, fanout)
+            offer = self._offer(session, group.bindings[session], group, fanout)
             self.deliveries["fetched"] += offer is DELIVERED
             if offer in (FULL, UNJUDGED):
                 return
-            if group.channel not in session.heard:
+            if session not in group.bindings:
                 return  # it was released: what follows is not theirs
         if session.heard.get(group.channel, upto) < upto:
             session.heard[group.channel] = upto
@@ -470,9 +510,8 @@ class Hub:
         if group is None:
             return
         fanout = Fanout(message)
-        for session in list(group.sessions.values()):
-            binding = group.bindings.get(session.id)
-            if binding is None or not binding.judges(message.version):
+        for session, binding in list(group.bindings.items()):
+            if not binding.judges(message.version):
                 continue
             if binding.may_hear(message.version) and message.origin != session.id:
                 taken = session.port.offer(fanout, session.uid)
@@ -488,64 +527,99 @@ class Hub:
         target = group.head if head is None else head
         return [
             session
-            for session in group.sessions.values()
+            for session in group.bindings
             if channel not in session.lagging and session.heard.get(channel, target) < target
         ]
 
-    def outdated(self, session: LiveSession) -> list[int]:
-        """Channels of which this node has heard of more than the session knew when it was bound."""
-        return [
-            channel
-            for channel, group in session.bindings.items()
-            if channel not in session.lagging
-            and (
-                session.heard.get(channel, 0) < group.head
-                or (binding := group.bindings.get(session.id)) is None
-                or binding.version < group.newest
-            )
-        ]
+    def is_outdated(self, session: LiveSession, channel: int) -> bool:
+        """Whether this node has heard of more of this channel than a session that was just bound to
+        it knows. One that lags will fetch that."""
+        group = self.groups[channel]
+        return channel not in session.lagging and (
+            session.heard[channel] < group.head or group.bindings[session].version < group.newest
+        )
+
+    def in_turn(self, turn: int, slices: int) -> list[str]:
+        """One turn's share of the uids here; a round of turns has all of them."""
+        return [uid for uid in self.by_uid if hash(uid) % slices == turn]
 
     def unjudged(self, channel: int, version: int) -> bool:
         """Whether somebody in this group cannot judge messages of `version`."""
         group = self.groups.get(channel)
         return group is not None and group.known_version < version
 
-    def memberships_held(self, uids: Collection[str]) -> dict[str, dict[int, int]]:
-        """{uid: {channel pk: joined version}} of what their sessions are bound to: 0, which is no
-        version of a join, where they differ. A uid whose sessions are all still connecting is left
-        out."""
+    def survey(self, uids: Iterable[str]) -> Survey:
+        """Look once at every binding of these uids. Those whose sessions are all still connecting
+        are left out."""
         held: dict[str, dict[int, int]] = {}
+        apart: set[int] = set()
         for uid in uids:
-            stays = [self._stays(session) for session in self.settled(uid)]
+            stays = []
+            for session in self.settled(uid):
+                bindings = _bindings_of(session)
+                stays.append(_stays(session, bindings))
+                if not _is_level(session, bindings):
+                    apart.update(_apart(session))
             if stays:
                 held[uid] = stays[0] if len(stays) == 1 else _agreed(stays)
-        return held
-
-    def _stays(self, session: LiveSession) -> dict[int, int]:
-        """{channel pk: joined version} of the bindings that a session has in both tables: 0 where
-        it has heard all that it may. Whoever still has to is left out."""
-        stays = {}
-        for channel, group in session.bindings.items():
-            binding = group.bindings.get(session.id)
-            if binding is None:
-                continue
-            if binding.is_open:
-                stays[channel] = binding.joined_version
-            elif binding.version >= group.newest and (
-                session.heard.get(channel, 0) >= (binding.end or 0)
-            ):
-                stays[channel] = 0
-        return stays
+        return Survey(held, apart)
 
     @property
     def binding_count(self) -> int:
         """Bindings as the groups have them: the ones that deliver."""
-        return sum(len(group.sessions) for group in self.groups.values())
+        return sum(map(len, map(BINDINGS, self.groups.values())))
 
     @property
     def expected_count(self) -> int:
         """Bindings as the sessions have them."""
-        return sum(len(session.bindings) for session in self.sessions.values())
+        return sum(map(len, map(BINDINGS, self.sessions.values())))
+
+
+def _bindings_of(session: LiveSession) -> list[GroupBinding | None]:
+    """What the groups of a session have for it, in the order of its own table."""
+    return [*map(dict.get, map(BINDINGS, session.bindings.values()), repeat(session))]
+
+
+def _stays(session: LiveSession, held: Sequence[GroupBinding | None]) -> dict[int, int]:
+    """{channel pk: joined version} of the bindings that a session has in both tables: 0 where it
+    has heard all that it may. Whoever still has to is left out."""
+    if all(held) and [*map(LEFT, held)].count(None) == len(held):
+        joined = [*map(JOINED, held)]
+        if NEVER not in joined:
+            return dict(zip(session.bindings, joined, strict=True))
+    stays = {}
+    for (channel, group), binding in zip(session.bindings.items(), held, strict=True):
+        if binding is None:
+            continue
+        if binding.is_open:
+            stays[channel] = binding.joined_version
+        elif binding.version >= group.newest and (
+            session.heard.get(channel, 0) >= (binding.end or 0)
+        ):
+            stays[channel] = 0
+    return stays
+
+
+def _is_level(session: LiveSession, held: Sequence[GroupBinding | None]) -> bool:
+    """Whether a session is as far as its groups in everything: so of nearly all."""
+    groups = session.bindings.values()
+    return (
+        [*map(HEAD, groups)] == [*session.heard.values()]
+        and all(held)
+        and [*map(NEWEST, groups)] == [*map(VERSION, held)]
+    )
+
+
+def _apart(session: LiveSession) -> Iterator[int]:
+    """The channels in which it is not."""
+    for channel, group in session.bindings.items():
+        binding = group.bindings.get(session)
+        if (
+            binding is None
+            or binding.version != group.newest
+            or session.heard.get(channel) != group.head
+        ):
+            yield channel
 
 
 def _agreed(stays: Sequence[Mapping[int, int]]) -> dict[int, int]:

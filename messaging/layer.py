@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from itertools import islice
@@ -268,12 +268,14 @@ class NodeLayer:
                     for call in calls:
                         await call(group, self.inbox)
 
-    def subscribed(self) -> set[str] | None:
-        """Names of the groups whose events really reach the inbox; None when it cannot be told."""
+    def lost(self, groups: Sequence[str]) -> list[str] | None:
+        """Those of these groups whose events do not reach the inbox; None when it cannot be
+        told."""
         if isinstance(self._layer, InMemoryChannelLayer):
-            return {name for name, inboxes in self._layer.groups.items() if self.inbox in inboxes}
-        names: set[str] | None = self._layer.subscribed(self.inbox) if self._takes_many else None
-        return names
+            held = self._layer.groups
+            return [group for group in groups if self.inbox not in held.get(group, ())]
+        lost: list[str] | None = self._layer.lost(groups, self.inbox) if self._takes_many else None
+        return lost
 
     def is_subscribed(self, group: str) -> bool | None:
         """Whether the events of one group reach the inbox; None when it cannot be told."""

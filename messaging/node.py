@@ -19,15 +19,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from django.db import Error, connection
+from django.db import connection
 
 from messaging import commands, metrics, registry, resume
 from messaging.answers import Answers
-from messaging.arrivals import TOGETHER, Arrivals
-from messaging.batching import Batcher
+from messaging.arrivals import Arrivals
 from messaging.catch_up import CatchUp
 from messaging.conf import MessagingConf, conf
 from messaging.database import DatabaseThreads
+from messaging.departures import Departures
 from messaging.hub import Group, Hub, LiveSession, Needs
 from messaging.layer import Event, NodeLayer
 from messaging.log import MessageLog
@@ -40,8 +40,9 @@ from messaging.protocol.close_codes import CloseCode
 from messaging.signals import message_appended
 from messaging.tick import Tick
 from subscriptions import signals
+from subscriptions.audit import Agreement
 from subscriptions.bindings import NODES_GROUP, ChannelKey
-from subscriptions.selectors import heads
+from subscriptions.selectors import heads, keys_of
 from subscriptions.triggers import install
 
 logger = logging.getLogger(__name__)
@@ -50,11 +51,11 @@ SECONDS_A_LEAVER = 0.01
 """Between two sessions that are asked to come back, where there is time: a node opens one in less,
 so 300 clients are back within a few seconds and none of them finds a queue."""
 
-SECONDS_A_CLOSING = 0.5
-"""Between two times that a node which drains closes the rows of those who have left."""
-
 LAST_WORDS_SECONDS = 5.0
 """From asking the last session to the end of it: answers and frames under way have 2 s each."""
+
+JOIN_PAUSE = 0.1
+"""Seconds between two tries to join groups, where one fails and others are opened."""
 
 BURST_SECONDS = 0.005
 """For events that are heard in one turn of the event loop, but for the last: as long as one room of
@@ -101,9 +102,10 @@ class Node:
         self.conf: MessagingConf = conf()
         self.loop = asyncio.get_running_loop()
         self.database = DatabaseThreads()
-        self.arrivals = Arrivals(self.database)
+        self.arrivals, self.departures = Arrivals(self.database), Departures(self)
         self.layer = NodeLayer()
         self.hub = Hub(Needs(self.look, self._group_changed, self._group_changed))
+        self.agreement = Agreement()
         self.catch_up = CatchUp(self.hub, self.database, self.layer)
         self.log = MessageLog(self.database, self._announce)
         self.members: dict[str, Member] = {}
@@ -115,9 +117,6 @@ class Node:
         self.answers = Answers(self)
         self.pending_groups: dict[str, int] = {}
         self.draining = self.stopping = self.deserted = False
-        self.left: dict[str, str] = {}
-        self.moving: set[str] = set()  # sessions whose rows are just being opened, or closed
-        self._closings = Batcher(self._close_together, TOGETHER)
         self.commands_taken: list[commands.Taken] = []
         self._groups_wake = asyncio.Event()
         self._joining = asyncio.Lock()
@@ -166,8 +165,9 @@ class Node:
         """Take nobody new, answer what waits, and ask each session to come back elsewhere. The log
         runs on: until it is asked, a session is served. Rows are closed for many at a time."""
         self.draining = True
+        self.agreement = Agreement()  # the check comes no more, and this has those who leave
         logger.info("node.draining", extra={"node": self.id, "sessions": len(self.members)})
-        closing = self.loop.create_task(self._close_rows(), name="close-rows")
+        closing = self.loop.create_task(self.departures.close_again_and_again(), name="close-rows")
         leaving = await self.ask_to_leave(CloseCode.RESTARTING)
         if leaving:
             await asyncio.wait([each.gone for each in leaving], timeout=LAST_WORDS_SECONDS)
@@ -186,46 +186,6 @@ class Node:
             await asyncio.sleep(max(0.0, due - self.loop.time()))
             member.close_soon(code)
         return leaving
-
-    async def close_row(self, session: str, because: str) -> None:
-        """Close a session's row, with those of others that leave meanwhile; while the node drains,
-        with those of half a second. What fails, since somebody holds the row, is tried again with
-        the next tick."""
-        if self.draining:
-            self.left[session] = because
-            return
-        self.moving.add(session)
-        try:
-            await self._closings.ask((session, because))
-        except Error:
-            self._leave_open({session: because})
-        finally:
-            self.moving.discard(session)
-
-    async def _close_together(self, left: Sequence[tuple[str, str]]) -> Sequence[None]:
-        await self.database.write(registry.close_sessions, dict(left))
-        return [None] * len(left)
-
-    async def _close_rows(self) -> None:
-        """Close the rows of those who have left, again and again, until cancelled."""
-        while True:
-            await asyncio.sleep(SECONDS_A_CLOSING)
-            await self.close_rows_left()
-
-    async def close_rows_left(self) -> None:
-        """Close the rows that could not be closed, or are not yet, in one transaction."""
-        left, self.left = self.left, {}
-        if not left:
-            return
-        try:
-            await self.database.write(registry.close_sessions, left)
-        except Error:
-            self._leave_open(left)
-
-    def _leave_open(self, rows: dict[str, str]) -> None:
-        """Until the next tick."""
-        self.left = rows | self.left
-        logger.warning("rows.held", extra={"node": self.id, "sessions": len(self.left)})
 
     async def write_commands_taken(self) -> None:
         """Write which commands devices have acknowledged, in one transaction. What cannot be
@@ -254,7 +214,7 @@ class Node:
         metrics.show_stopped()
         groups = [*self._own_groups, *(group.name for group in self.hub.groups.values())]
         await self._step(self.layer.stop(groups), "layer")
-        await self._step(self.close_rows_left(), "sessions")
+        await self._step(self.departures.close_left(), "sessions")
         await self._step(self.write_commands_taken(), "commands")
         given_back = await self._step(self.database.write(registry.stop_node, self.id), "lease")
         # Closing waits for what runs in the threads, and that may be for a database that froze.
@@ -297,6 +257,11 @@ class Node:
         if self.draining:
             return CloseCode.RESTARTING
         return CloseCode.TRY_AGAIN if self.deserted else None
+
+    @property
+    def moving(self) -> set[str]:
+        """Sessions whose rows are just being opened, or closed."""
+        return self.arrivals.opening | self.departures.closing
 
     @property
     def _own_groups(self) -> list[str]:
@@ -349,40 +314,42 @@ class Node:
         its client claims to be; returns what came of the claims.
 
         One statement reads memberships, heads and versions of one snapshot, for all who have come;
-        the count of queries does not depend on how many there are.
+        of groups that are new here the names are read as well, a thousand at a time.
         """
-        expected = await self.arrivals.memberships(session.uid)
+        memberships = await self.arrivals.memberships(session.uid)
         starts: dict[ChannelKey, resume.Start] = {}
         if claims:
             room = self.conf.lag_messages
-            starts = await resume.begin(self.database, expected, claims, room)
-        named = {each.key: each for each in expected} if starts else {}
+            starts = await resume.begin(self.database, session.uid, memberships, claims, room)
+            memberships = memberships.but({each.channel for each in starts.values()})
+        keys = await self._names_of_new(memberships.channels)
+        outdated = self.hub.bind_all(session, memberships, keys)
         for key, start in starts.items():
-            channel = named.pop(key).channel
-            self.hub.bind(session, channel, key, start.binding, start.position)
-            self.hub.begin_behind(session, channel, start.head)
-        self.hub.bind_all(session, named.values() if starts else expected)
+            self.hub.bind(session, start.channel, key, start.binding, start.position)
+            self.hub.begin_behind(session, start.channel, start.head)
+            if self.hub.is_outdated(session, start.channel):
+                outdated.append(start.channel)
         session.connecting = False
+        for channel in outdated:  # of new groups it is read once the layer has joined them (F39)
+            self.look(channel)
         if missed := self.hub.missed(session):
             await self.catch_up.rebind({channel: [session.uid] for channel in missed})
         session.missed.clear()
         return starts
 
+    async def _names_of_new(self, channels: Iterable[int]) -> dict[int, ChannelKey]:
+        """The names of those of these channels that have no group here, as of now: a group may end
+        while they are read."""
+        keys: dict[int, ChannelKey] = {}
+        asked: set[int] = set()
+        while new := set(channels) - self.hub.groups.keys() - asked:
+            keys |= await self.database.read(keys_of, new)
+            asked |= new
+        return keys
+
     def look(self, channel: int) -> asyncio.Task[None]:
         """Read what changed in a channel and fill its holes (`CatchUp.look`)."""
         return self.catch_up.look(channel)
-
-    async def confirm(self, session: LiveSession) -> None:
-        """Look again after binding, at what was written between the snapshot and that moment. Of
-        groups that are new here it is read once the layer has joined them (§6, F39). Of the others
-        this node hears every doorbell, and each has left its mark on the group."""
-        try:
-            async with asyncio.timeout(self.conf.layer_seconds):  # others may be hanging in it
-                await self._join_pending()
-        except Exception as error:  # noqa: BLE001 - layers differ in what they raise
-            logger.warning("layer.failed", extra={"node": self.id, "why": repr(error)})
-        for channel in self.hub.outdated(session):
-            self.look(channel)
 
     async def _look_where_behind(self, channels: Iterable[int]) -> None:
         """Look at those of these channels that have gone on since they were read. One statement."""
@@ -544,8 +511,8 @@ class Node:
                 await self._join_pending()
             except Exception as error:  # noqa: BLE001 - layers differ in what they raise
                 logger.warning("groups.failed", extra={"node": self.id, "why": repr(error)})
-                await asyncio.sleep(self.conf.tick_seconds)
-                self._groups_wake.set()
+                self.loop.call_later(self.conf.tick_seconds, self._groups_wake.set)
+                await asyncio.sleep(JOIN_PAUSE)  # a group that is opened meanwhile wakes it sooner
 
     async def _join_pending(self) -> None:
         async with self._joining:
@@ -558,15 +525,19 @@ class Node:
         wanted = {name for name, channel in pending.items() if channel in self.hub.groups}
         await self.layer.join(wanted)
         await self.layer.leave(set(pending) - wanted)
-        joined = []
+        joined: dict[str, int] = {}
         for name, channel in pending.items():
             self.pending_groups.pop(name, None)
             if (channel in self.hub.groups) != (name in wanted):
                 self.pending_groups[name] = channel
                 self._groups_wake.set()
             elif name in wanted:
-                joined.append(channel)
-        await self._look_where_behind(joined)
+                joined[name] = channel
+        try:
+            await self._look_where_behind(joined.values())
+        except BaseException:
+            self.pending_groups = joined | self.pending_groups  # nobody else reads what they missed
+            raise
 
     async def remake_layer(self) -> None:
         """Have the layer's connection made anew, and look at everything: for a deaf node."""

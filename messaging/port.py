@@ -16,14 +16,14 @@ from messaging.outbox import Outbox
 class Port:
     """The hub's end of a socket: its outbox, and what was not acknowledged yet.
 
-    That is the newest `unacked` messages in the order in which they were sent, which is nearly
+    That (`sent`) is the newest `unacked` messages in the order in which they went, which is nearly
     always the order in which they are acknowledged; of those that were out of turn, the ids.
     `on_command`, where there is one, is told channel pk and seq of each command among them that is
     acknowledged.
     """
 
     __slots__ = (
-        "_acknowledged", "_commands", "_dialect", "_sent", "last_acked_at", "on_command", "outbox",
+        "_acknowledged", "_commands", "_dialect", "last_acked_at", "on_command", "outbox", "sent",
     )  # fmt: skip
 
     def __init__(self, outbox: Outbox, dialect: Dialect) -> None:
@@ -31,7 +31,7 @@ class Port:
         self.last_acked_at = 0.0
         self.on_command: Callable[[int, int], None] | None = None
         self._commands: dict[int, tuple[int, int]] = {}
-        self._sent: deque[Fanout] = deque(maxlen=conf().unacked)
+        self.sent: deque[Fanout] = deque(maxlen=conf().unacked)
         self._acknowledged: set[int] = set()
 
     def offer(self, fanout: Fanout, uid: str) -> bool:
@@ -40,7 +40,7 @@ class Port:
         if not self.outbox.offer(self._dialect.frame_for(fanout, uid)):
             return False
         if fanout.is_stored:
-            self._sent.append(fanout)
+            self.sent.append(fanout)
             if fanout.command is not None and self.on_command is not None:
                 self._remember_command(fanout.message_id, fanout.command)
         return True
@@ -52,7 +52,7 @@ class Port:
             command = self._commands.pop(message_id, None)
             if command is not None:
                 self.on_command(*command)
-        sent = self._sent
+        sent = self.sent
         if sent and sent[0].message_id == message_id:
             sent.popleft()
         elif len(self._acknowledged) < len(sent):
@@ -67,7 +67,7 @@ class Port:
             del self._commands[next(iter(self._commands))]
 
     def _forget_acknowledged(self) -> None:
-        sent = self._sent
+        sent = self.sent
         while sent and sent[0].message_id in self._acknowledged:
             self._acknowledged.remove(sent.popleft().message_id)
         if not sent:
@@ -77,20 +77,18 @@ class Port:
         """Send `uid` again what stayed without an answer though later messages got one; returns
         the message ids that were given up."""
         given_up: list[int] = []
-        if not self._sent:
-            return given_up
         for sent in self._older(now - conf().resend_seconds):
             if sent.message_id in self._acknowledged or self.last_acked_at <= sent.at:
                 continue
             if sent.resends >= conf().resends:
                 given_up.append(sent.message_id)
-                self._sent.remove(sent)
+                self.sent.remove(sent)
             elif self.outbox.offer(self._dialect.frame_for(sent, uid)):
-                self._sent.remove(sent)
-                self._sent.append(sent.again(now))
+                self.sent.remove(sent)
+                self.sent.append(sent.again(now))
                 metrics.RESENT.inc()
         return given_up
 
     def _older(self, moment: float) -> list[Fanout]:
         """What was sent at or before this moment. The oldest is first, and mostly new enough."""
-        return list(takewhile(lambda each: each.at <= moment, self._sent))
+        return list(takewhile(lambda each: each.at <= moment, self.sent))

@@ -20,7 +20,8 @@ import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, repeat
+from operator import contains
 from typing import Any
 
 from channels_redis.pubsub import (
@@ -163,13 +164,13 @@ class RedisLayer(RedisPubSubChannelLayer):  # type: ignore[misc]  # the library 
         """Give up an inbox; with the last one every connection of this event loop is closed."""
         await self._get_layer().close(inbox)
 
-    def subscribed(self, inbox: str) -> set[str] | None:
-        """The groups of an inbox that Redis has confirmed and not taken back; None while there is
-        no connection that could tell."""
-        return self._get_layer().subscribed(inbox)
+    def lost(self, groups: Sequence[str], inbox: str) -> list[str] | None:
+        """Those of these groups that Redis has not confirmed for an inbox, or has taken back; None
+        while there is no connection that could tell."""
+        return self._get_layer().lost(groups, inbox)
 
     def is_subscribed(self, group: str, inbox: str) -> bool | None:
-        """The same of one group."""
+        """Whether Redis has confirmed one group and not taken it back."""
         return self._get_layer().is_subscribed(group, inbox)
 
     def call_when_reconnected(self, call: Callable[[], None]) -> None:
@@ -186,6 +187,8 @@ class LoopLayer(RedisPubSubLoopLayer):  # type: ignore[misc]
     ) -> None:
         super().__init__(hosts, prefix, **kwargs)
         self.capacity = capacity
+        self._asked: Sequence[str] = ()
+        self._names: Sequence[str] = ()
         self._shards: list[Shard] = [
             Shard({**HOST_OPTIONS, **host, "protocol": 3}, self) for host in decode_hosts(hosts)
         ]
@@ -233,16 +236,28 @@ class LoopLayer(RedisPubSubLoopLayer):  # type: ignore[misc]
         start = len(self._get_group_channel_name(""))
         await self.group_discard_many([name[start:] for name in list(self.groups)], inbox)
 
-    def subscribed(self, inbox: str) -> set[str] | None:
+    def lost(self, groups: Sequence[str], inbox: str) -> list[str] | None:
         if not all(shard.ready for shard in self._shards):
             return None
-        start = len(self._get_group_channel_name(""))
-        return {
-            name[start:]
-            for shard in self._shards
-            for name in shard.confirmed
-            if inbox in self.groups.get(name, ())
-        }
+        names = self._names_of(groups)
+        first, *others = [shard.confirmed for shard in self._shards]
+        confirmed = first.union(*others) if others else first  # which is large: seldom copied
+        inboxes = [*map(self.groups.get, names, repeat(()))]
+        if confirmed.issuperset(names) and all(map(contains, inboxes, repeat(inbox))):
+            return []
+        return [
+            group
+            for group, name, held in zip(groups, names, inboxes, strict=True)
+            if name not in confirmed or inbox not in held
+        ]
+
+    def _names_of(self, groups: Sequence[str]) -> Sequence[str]:
+        """What Redis calls these groups. Whoever asks again and again asks for the same: to join
+        fifty thousand names took twice as long as to look all of them up."""
+        if groups != self._asked:
+            prefix = self._get_group_channel_name("")
+            self._asked, self._names = groups, [sys.intern(prefix + group) for group in groups]
+        return self._names
 
     def is_subscribed(self, group: str, inbox: str) -> bool | None:
         name = self._get_group_channel_name(group)

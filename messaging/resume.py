@@ -15,8 +15,16 @@ from functools import partial
 from messaging.database import DatabaseThreads
 from messaging.message_table import seqs_kept
 from messaging.protocol.packets import Position, ResetReason, Resume, Resumed
-from subscriptions.bindings import Change, Changes, ChannelKey, Expected, GroupBinding, stored_key
-from subscriptions.selectors import changes_by
+from subscriptions.bindings import (
+    Change,
+    Changes,
+    ChannelKey,
+    Expected,
+    GroupBinding,
+    Memberships,
+    stored_key,
+)
+from subscriptions.selectors import changes_by, channels_of
 
 Claims = Mapping[ChannelKey, Position]
 """What a client says of itself, by the channels' stored names."""
@@ -26,6 +34,7 @@ Claims = Mapping[ChannelKey, Position]
 class Start:
     """Where a session begins in a channel, what it may hear there, and what its client is told."""
 
+    channel: int
     binding: GroupBinding
     position: int
     head: int
@@ -51,12 +60,14 @@ def answers(claims: Claims, starts: Mapping[ChannelKey, Start]) -> tuple[Resumed
 
 
 async def begin(
-    database: DatabaseThreads, expected: Iterable[Expected], claims: Claims, room: int
+    database: DatabaseThreads, uid: str, memberships: Memberships, claims: Claims, room: int
 ) -> dict[ChannelKey, Start]:
-    """Where to begin in those claimed channels that are among `expected`, the memberships of one
-    uid. Two statements at most; the gaps of all channels together are at most `room` messages."""
-    held = {key: each for each in expected if (key := each.key) in claims}
-    bindings = await _bindings(database, held, claims)
+    """Where to begin in those claimed channels in which this uid is a member. Three statements at
+    most; the gaps of all channels together are at most `room` messages."""
+    channels = await database.read(channels_of, claims.keys())
+    expected = {each.channel: each for each in memberships}
+    held = {key: expected[pk] for key, pk in channels.items() if pk in expected}
+    bindings = await _bindings(database, uid, held, claims)
     floors = {
         key: max(claims[key].message_seq, binding.intervals[0].joined_seq)
         for key, binding in bindings.items()
@@ -70,32 +81,33 @@ async def begin(
         head = max(each.head, highest) if floor > each.head else each.head  # a row may be behind
         position, answer = judge(claims[key], floor, head, lowest, room)
         room -= head - position
-        starts[key] = Start(bindings[key], position, head, answer)
+        starts[key] = Start(each.channel, bindings[key], position, head, answer)
     return starts
 
 
 async def _bindings(
-    database: DatabaseThreads, held: Mapping[ChannelKey, Expected], claims: Claims
+    database: DatabaseThreads, uid: str, held: Mapping[ChannelKey, Expected], claims: Claims
 ) -> dict[ChannelKey, GroupBinding]:
     """What these memberships grant above the claims. Only who joined above a claim may have been
     there before, which the ledger knows."""
-    joined = [each for key, each in held.items() if claims[key].message_seq < each.joined_seq]
+    channels = [e.channel for key, e in held.items() if claims[key].message_seq < e.joined_seq]
     changes: dict[int, list[Change]] = {}
-    if joined:
-        channels = [each.channel for each in joined]
-        changes = await database.read(changes_by, joined[0].uid, channels)
+    if channels:
+        changes = await database.read(changes_by, uid, channels)
     return {
-        key: binding_since(each, claims[key].message_seq, changes.get(each.channel, ()))
+        key: binding_since(key, uid, each, claims[key].message_seq, changes.get(each.channel, ()))
         for key, each in held.items()
     }
 
 
-def binding_since(each: Expected, seq: int, changes: Sequence[Change]) -> GroupBinding:
+def binding_since(
+    key: ChannelKey, uid: str, each: Expected, seq: int, changes: Sequence[Change]
+) -> GroupBinding:
     """What a membership grants above `seq`, with the stays before it that ended above `seq`."""
     settled = tuple(change for change in changes if change.version <= each.version)
-    page = Changes(each.key, 0, each.version, each.version, each.head, settled)
-    earlier = GroupBinding(each.uid, 0).after(page, heard=seq).intervals[:-1]
-    return replace(each.binding, earlier=earlier)
+    page = Changes(key, 0, each.version, each.version, each.head, settled)
+    earlier = GroupBinding(uid, 0).after(page, heard=seq).intervals[:-1]
+    return replace(each.binding_of(uid), earlier=earlier)
 
 
 def judge(

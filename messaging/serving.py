@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 BACKLOG = (
     2048  # sockets the kernel holds while we are busy; a whole node's clients may come at once
 )
-PING_INTERVAL = PING_TIMEOUT = 20  # seconds; a peer that vanished is noticed within both
+PING_INTERVAL = 20  # seconds; a peer that vanished is noticed by the second ping
 DATE_SECONDS = 1  # between two looks at the clock, for the header of answers
 # Seconds that a connection of HTTP may rest between two requests. A request that comes just as we
 # close fails, so the client's own limit has to be the shorter one: nginx keeps its connections for
@@ -46,6 +47,8 @@ EXIT_SECONDS = 2  # for the interpreter to end, which waits for threads that wai
 # Objects that were made and not freed until the young are looked at; looks at the young until the
 # middle-aged, and at those until all are. 100,000 small objects are some 10 MB of garbage at most.
 GC_THRESHOLDS = (100_000, 20, 20)
+# For which the event loop keeps the interpreter from a thread that asks for it.
+SWITCH_SECONDS = 0.0005
 # Milliseconds that sent bytes may stay unacknowledged. Without it a reader that stalled keeps its
 # buffers for ever: closing waits until they are empty, and no ping gets through to fail.
 USER_TIMEOUT = 30_000
@@ -97,6 +100,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             spare_garbage_collection()
+            share_the_interpreter()
             self._on_started()
 
     async def main_loop(self) -> None:
@@ -151,7 +155,6 @@ def configuration(**options: Any) -> uvicorn.Config:
         ws_per_message_deflate=False,  # chat frames are small: memory and CPU for nothing
         ws_max_size=conf().frame_bytes,  # a longer message is closed with 1009
         ws_ping_interval=PING_INTERVAL,
-        ws_ping_timeout=PING_TIMEOUT,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=REQUESTS_GRACE,
         lifespan="on",
@@ -169,6 +172,13 @@ def spare_garbage_collection() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+
+
+def share_the_interpreter() -> None:
+    """Let threads have the interpreter soon, which they ask for after each answer of the database:
+    by default whatever the event loop is at keeps it for 5 ms, ten times over in a transaction of
+    ten statements (docs/performance/what-was-tried.md)."""
+    sys.setswitchinterval(SWITCH_SECONDS)
 
 
 def end_within(seconds: float) -> None:

@@ -10,16 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from uvicorn import Config
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import Frame, Opcode
+from websockets.frames import Frame
 from websockets.http11 import Request
 from websockets.protocol import OPEN
 
-from messaging.frames import PONG, bytes_to_come, short_frame
+from messaging.frames import PONG, bytes_to_come, ping_frame, short_frame
 from messaging.wire import EXTENSION
 
 logger = logging.getLogger(__name__)
@@ -48,6 +52,48 @@ class Stalling:
         self.transport.abort()
 
 
+class Pings:
+    """Whose turn it is to be pinged: each socket once in `seconds`, all of one second together.
+
+    uvicorn has two timers for each socket, and makes each ping by itself: with the answers, a tenth
+    of what a server does that has ten thousand of them and nothing to do.
+    """
+
+    def __init__(self, seconds: int) -> None:
+        self._turns = deque[set[BoundedProtocol]](set() for _ in range(seconds))
+        self._running = False
+
+    def add(self, socket: BoundedProtocol) -> set[BoundedProtocol]:
+        """Ping it from now on, until it is taken out of this set. The seconds have as many each,
+        lest all who come back at once are pinged at once ever after."""
+        turn = min(reversed(self._turns), key=len)
+        turn.add(socket)
+        if not self._running:
+            self._running = True
+            self._wait(socket.loop)
+        return turn
+
+    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Until the next full second, so that a process wakes once for all of them."""
+        loop.call_at(math.floor(loop.time()) + 1, self._ping, loop)
+
+    def _ping(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A server that stood still goes on where it was: nobody's turn is left out, or comes more
+        than a second early. One that fails keeps nobody else from his."""
+        self._running = any(self._turns)
+        if self._running:
+            self._wait(loop)
+        content = random.getrandbits(32).to_bytes(4, "big")
+        frame = ping_frame(content)
+        for socket in self._turns[0]:
+            loop.call_soon(socket.ping, content, frame)
+        self._turns.rotate(-1)
+
+
+_pings: WeakKeyDictionary[Config, Pings] = WeakKeyDictionary()
+"""Those of each server."""
+
+
 class BoundedProtocol(Stalling, WebSocketsSansIOProtocol):
     """One WebSocket of `manage.py serve`. It is its own `Wire`."""
 
@@ -55,6 +101,7 @@ class BoundedProtocol(Stalling, WebSocketsSansIOProtocol):
     _to_come: int | None = 0  # bytes of the frame that is under way; None: it cannot be told
     _on_takes: Callable[[], None] | None = None
     _taken: Callable[[bytes], bool] | None = None
+    _turn: set[BoundedProtocol] | None = None
 
     # --- as a wire ---------------------------------------------------------------------------
 
@@ -130,7 +177,7 @@ class BoundedProtocol(Stalling, WebSocketsSansIOProtocol):
         while found := short_frame(data, start):
             kind, content, end = found
             if kind == PONG:
-                self.handle_pong(Frame(Opcode.PONG, content))
+                self._answered(content)
             elif not taken(content):
                 break
             start = end
@@ -147,9 +194,35 @@ class BoundedProtocol(Stalling, WebSocketsSansIOProtocol):
         else:
             super().handle_ping()
 
-    def schedule_ping(self) -> None:
-        """Ping again at the last full second before the interval is over: an idle server wakes once
-        for all whose second it is. The interval is many seconds."""
-        wait = max(0.0, (self.ping_interval or 0.0) - self.last_ping_rtt)
-        moment = math.floor(self.loop.time() + wait)
-        self.ping_timer = self.loop.call_at(moment, self.send_keepalive_ping)
+    # --- what tells that a peer is there -----------------------------------------------------
+
+    def start_keepalive(self) -> None:
+        """Ping the peer from now on, each `ping_interval`."""
+        if self.ping_interval:
+            pings = _pings.get(self.config)
+            if pings is None:
+                pings = _pings[self.config] = Pings(max(1, round(self.ping_interval)))
+            self._turn = pings.add(self)
+
+    def stop_keepalive(self) -> None:
+        """Ping it no more."""
+        if self._turn is not None:
+            self._turn.discard(self)
+
+    def ping(self, content: bytes, frame: bytes) -> None:
+        """Send this ping. A peer that has not answered the one before is gone."""
+        if self.close_sent or self.transport.is_closing():
+            return
+        if self.pending_ping_payload is not None:
+            self.keepalive_timeout()
+            return
+        self.pending_ping_payload = content
+        self.transport.write(frame)
+
+    def handle_pong(self, event: Frame) -> None:
+        """The same of one that the parser found."""
+        self._answered(bytes(event.data))
+
+    def _answered(self, content: bytes) -> None:
+        if content == self.pending_ping_payload:
+            self.pending_ping_payload = None

@@ -11,7 +11,6 @@ import logging
 import math
 import random
 import time
-import zlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +44,18 @@ NOT_WHILE_DRAINING = {"check"}
 """Sessions that leave take their rows and groups with them bit by bit, which is no damage."""
 
 
+class Countdown:
+    """What is done once in so many ticks; the first time after `first` of them."""
+
+    def __init__(self, ticks: int, first: int | None = None) -> None:
+        self.ticks, self.left = ticks, first or ticks
+
+    def is_over(self) -> bool:
+        """Whether it is to be done in this tick."""
+        self.left = (self.left or self.ticks) - 1
+        return self.left == 0
+
+
 class Tick:
     """The steps, and where each of them stands."""
 
@@ -54,11 +65,16 @@ class Tick:
         self.beaten_at = self._beating_since = time.monotonic()
         self._failing = False
         self._round_began = time.monotonic()
-        self._turn, self._slices, self._ticks_to_check = 0, 1, 1
+        self._turn, self._slices, self._looked_at = 0, 1, 0
+        self._comparing = Countdown(node.conf.check_ticks, 1)
+        self._attending = Countdown(node.conf.check_ticks)
+        self._counting = Countdown(node.conf.check_ticks, 1)
+        self._counts = 0, 0
         self._left: list[Disagreement] = []
         self._behind = self._deaf = False
         self._leaving: asyncio.Task[Any] | None = None
         self._remaking: asyncio.Task[Any] | None = None
+        self._listening: asyncio.Task[Any] | None = None
         self._steps = {
             "beat": self.beat,
             "sweep": self.sweep,
@@ -105,10 +121,13 @@ class Tick:
 
     async def beat(self) -> None:
         """Renew the lease; after a whole lease of beats, sweep the sessions of dead nodes."""
+        if self._counting.is_over():
+            self._counts = self.node.hub.binding_count, self.node.hub.expected_count
+        bindings, expected = self._counts
         state = registry.Beat(
             sessions=len(self.node.hub.sessions),
-            bindings=self.node.hub.binding_count,
-            expected=self.node.hub.expected_count,
+            bindings=bindings,
+            expected=expected,
             groups=len(self.node.hub.groups),
             probe_ms=self.node.probe.milliseconds,
             probe_missed=self.node.probe.missed,
@@ -147,22 +166,6 @@ class Tick:
         if self._behind and not left:
             await self._close_findings([Kind.BINDING_BEHIND], [], "sweep")
         self._behind = bool(left)
-        self._close_laggards()
-
-    def _close_laggards(self) -> None:
-        """Ask sessions that are too far behind to come back: pulling is faster than this."""
-        for member in list(self.node.members.values()):
-            session = member.session
-            if session.lagging and self._lag(session) > self.node.conf.lag_messages:
-                member.close_soon(CloseCode.TRY_AGAIN)
-
-    def _lag(self, session: LiveSession) -> int:
-        """Messages by which it is behind in the channel where it is most."""
-        groups = self.node.hub.groups
-        return max(
-            groups[channel].head - session.heard.get(channel, 0) if channel in groups else 0
-            for channel in session.lagging
-        )
 
     async def check(self) -> None:
         """A slice of the check, mended at once; after a round the node counts as checked."""
@@ -170,14 +173,15 @@ class Tick:
         if self._turn == 0:
             self._begin_round()
         turn, slices = self._turn, self._slices
-        uids = [uid for uid in node.hub.by_uid if zlib.crc32(uid.encode()) % slices == turn]
+        self._turn = (turn + 1) % slices  # whatever comes of this one
+        uids = node.hub.in_turn(turn, slices)
         found = self._check_here() + await check.check_memberships(node, uids)
         if turn == 0:
             found += await check.check_sessions(node)
         if found:
             await self._mend(audit.distinct(found))
-        self._turn = (turn + 1) % slices
-        if self._turn == 0:
+        self._looked_at += 1
+        if self._turn == 0 and self._looked_at == slices:
             await self._end_round()
             self.rounds += 1
 
@@ -196,9 +200,8 @@ class Tick:
     def _check_here(self) -> list[Disagreement]:
         """What needs no database: the tables and the layer every `check_ticks`, whatever turn the
         round is in."""
-        self._ticks_to_check = (self._ticks_to_check or self.node.conf.check_ticks) - 1
         found = check.check_ahead(self.node)
-        if not self._ticks_to_check:
+        if self._comparing.is_over():
             found += check.check_memory(self.node) + check.check_layer(self.node)
         return found
 
@@ -207,7 +210,7 @@ class Tick:
         conf = self.node.conf
         slices = max(conf.check_ticks, math.ceil(len(self.node.hub.by_uid) / UIDS_A_SLICE))
         self._slices = min(slices, conf.member_slices)
-        self._round_began, self._left = time.monotonic(), []
+        self._round_began, self._left, self._looked_at = time.monotonic(), [], 0
 
     async def _end_round(self) -> None:
         """Everything was looked at since the round began: what it did not see is gone."""
@@ -246,7 +249,9 @@ class Tick:
                 self._leaving.cancel()
         if not self._remakes:
             node.send_probe()
-        await self._listen_to_peers()
+        if self._listening is None or self._listening.done():
+            # Beside the steps, too: it joins and leaves groups.
+            self._listening = node.errand(self._listen_to_peers())
 
     def _remake_layer(self) -> None:
         """Beside the steps: a layer that hangs takes seconds to say nothing, and while it does only
@@ -298,13 +303,29 @@ class Tick:
             self._leaving = node.errand(node.ask_to_leave(CloseCode.TRY_AGAIN))
 
     async def attend_sessions(self) -> None:
-        """Read who has to go, and let each session see to its own acknowledgements."""
-        await self.node.close_rows_left()
+        """Every `check_ticks` let each session see to its own acknowledgements, and ask who is too
+        far behind to come back: pulling is faster than this. Then read who has to go."""
+        if self._attending.is_over():
+            self._attend()
+        await self.node.departures.close_left()
         await self.node.write_commands_taken()
         await self.node.read_kicks()
+
+    def _attend(self) -> None:
         now = time.monotonic()
         for member in list(self.node.members.values()):
             member.attend(now)
+            session = member.session
+            if session.lagging and self._lag(session) > self.node.conf.lag_messages:
+                member.close_soon(CloseCode.TRY_AGAIN)
+
+    def _lag(self, session: LiveSession) -> int:
+        """Messages by which it is behind in the channel where it is most."""
+        groups = self.node.hub.groups
+        return max(
+            groups[channel].head - session.heard.get(channel, 0) if channel in groups else 0
+            for channel in session.lagging
+        )
 
     async def _record(self, found: Iterable[Disagreement], healed_by: str) -> None:
         found = list(found)

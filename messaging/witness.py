@@ -12,7 +12,7 @@ from messaging.conf import conf
 from messaging.consumers import FLUSH_SECONDS
 from messaging.models import Message, RefusedSend, Session
 from messaging.protocol.reasons import Reason
-from messaging.serving import PING_INTERVAL, PING_TIMEOUT
+from messaging.serving import PING_INTERVAL
 from subscriptions.explain.facts import (
     BOUNDARY,
     Doubt,
@@ -34,7 +34,7 @@ CALENDAR_END = 253_402_300_799_000
 CLOSE_CODE = "close code "
 """How the reason begins where a socket was closed with a code that has no name here."""
 
-UNNOTICED = PING_INTERVAL + PING_TIMEOUT
+UNNOTICED = 2 * PING_INTERVAL
 """Seconds that a lost connection may go unnoticed."""
 
 FAILING = 3600

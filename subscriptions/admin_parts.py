@@ -67,15 +67,19 @@ class ReadOnly:
 
 class KeyPaginator(Paginator):
     """Pages that find their rows by key. To come to the last of many, a database then walks along
-    an index only, and not over rows and all that is joined to them."""
+    an index only, and not over rows and all that is joined to them.
+
+    The keys are asked for by themselves: within one statement PostgreSQL may look for them again
+    for each row, as it does where its statistics say that a table is all but empty.
+    """
 
     object_list: Any
 
     def page(self, number: int | str) -> Page[Any]:
-        """The page of that number, whose rows are read when they are looked at."""
+        """The page of that number: its keys are read here, its rows when they are looked at."""
         page = super().page(number)
-        keys = cast("QuerySet[Any]", page.object_list).values("pk")
-        page.object_list = self.object_list.filter(pk__in=keys)
+        keys = cast("QuerySet[Any]", page.object_list).values_list("pk", flat=True)
+        page.object_list = self.object_list.filter(pk__in=list(keys))
         return page
 
 

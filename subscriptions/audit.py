@@ -15,9 +15,6 @@ MANY = 100
 """Disagreements of one kind that are written down one by one: four statements each, so half a
 second of the writing thread at most."""
 
-WEIGHT = (1 << 48) - 1
-"""The bits of a hash that stand for a channel or a session where two tables are compared."""
-
 
 class Kind(StrEnum):
     """The names of findings (design.md §8)."""
@@ -95,49 +92,66 @@ class SessionTables(Protocol):
 
 
 class GroupTables(Protocol):
-    """One group as its node holds it: the sessions in its table and what it can judge them by,
-    both by session id."""
+    """One group as its node holds it: the sessions in its table."""
 
     @property
     def channel(self) -> int: ...
     @property
-    def sessions(self) -> Mapping[str, object]: ...
-    @property
-    def bindings(self) -> Mapping[str, object]: ...
+    def bindings(self) -> Collection[SessionTables]: ...
 
 
-def tables_agree(sessions: Mapping[str, SessionTables], groups: Mapping[int, GroupTables]) -> bool:
-    """Whether the tables of all these sessions and those of all these groups say the same, as they
-    nearly always do: what a node at rest asks of half a million bindings every few seconds.
+Tables = Mapping[Any, Collection[Any]]
+"""{session: its channels}, or {channel: its sessions}."""
+Seen = dict[Any, list[Any]]
+"""The same as it was, in the order that the tables had."""
 
-    Either side is a set of pairs of a channel and a session id, and each of both stands for a
-    number that nobody chose: of the hash of a string 48 bits, of which Python adds some ten
-    thousand as machine words. The sum over the pairs of the products of both numbers is taken of
-    each side: so each table is walked from its own end, in the order in which it lies in memory.
-    Two different sets have equal sums about once in 2⁴⁷, and hashes are another in each process.
-    (The channels' own numbers would not do: 1 and 4 are 2 and 3.)
+
+class Agreement:
+    """The tables of sessions and of groups as they were when they last said the same.
+
+    A node asks every few seconds whether half a million bindings still do, and they nearly always
+    do. A table that is as it was when it agreed agrees; of the others, whatever came or went has
+    to have come or gone at the other end, too. So every entry is looked at, and only what changed
+    is looked up.
     """
-    by_groups = by_sessions = 0
-    channels = {channel: hash(str(channel)) & WEIGHT for channel in groups}
-    names = {name: hash(name) & WEIGHT for name in sessions}
-    try:
-        for channel, group in groups.items():
-            if _keys_differ(group.sessions, group.bindings):
-                return False
-            by_groups += channels[channel] * sum(map(names.__getitem__, group.sessions))
-        for name, session in sessions.items():
-            if _keys_differ(session.bindings, session.heard):
-                return False
-            by_sessions += names[name] * sum(map(channels.__getitem__, session.bindings))
-    except KeyError:  # bound to a group, or to a session, that is not there
-        return False
-    return by_groups == by_sessions
+
+    def __init__(self) -> None:
+        self._of_sessions: Seen = {}
+        self._of_groups: Seen = {}
+
+    def holds(self, sessions: Iterable[SessionTables], groups: Mapping[int, GroupTables]) -> bool:
+        """Whether the tables of all these sessions and groups say the same, and each session has
+        its positions. Where they do not, all of them are looked up the next time."""
+        own = {session: session.bindings for session in sessions}
+        theirs = {channel: group.bindings for channel, group in groups.items()}
+        agree = (
+            _moved_alike(self._of_sessions, own, theirs)
+            and _moved_alike(self._of_groups, theirs, own)
+            and all(
+                channels == [*session.heard] or session.bindings.keys() == session.heard.keys()
+                for session, channels in self._of_sessions.items()
+            )
+        )
+        if not agree:
+            self._of_sessions.clear()
+            self._of_groups.clear()
+        return agree
 
 
-def _keys_differ(one: Mapping[Any, object], other: Mapping[Any, object]) -> bool:
-    """Whether these have other keys. Mostly they came in the same order: then each need not be
-    looked for."""
-    return [*one] != [*other] and one.keys() != other.keys()
+def _moved_alike(seen: Seen, tables: Tables, others: Tables) -> bool:
+    """Whether all that came into `tables`, or went, since they were seen is there, or gone, at the
+    other end. From now on they were seen as they are."""
+    for key, table in tables.items():
+        now = [*table]
+        before = seen.get(key)
+        if now != before:
+            seen[key] = now
+            moved = {*now}.symmetric_difference(before) if before else now
+            for item in moved:
+                if (item in table) is not (key in others.get(item, ())):
+                    return False
+    gone = [(key, seen.pop(key)) for key in seen.keys() - tables.keys()]
+    return not any(key in others.get(item, ()) for key, items in gone for item in items)
 
 
 def compare_session_tables(
@@ -161,22 +175,21 @@ def compare_session_tables(
 
 def _is_whole(session: SessionTables, groups: Mapping[int, GroupTables]) -> bool:
     """Whether no table lacks anything: so of nearly all sessions, whatever has befallen one."""
-    name = session.id
     for group in map(groups.get, session.bindings):
-        if group is None or name not in group.sessions or name not in group.bindings:
+        if group is None or session not in group.bindings:
             return False
     return session.bindings.keys() == session.heard.keys()
 
 
 def _missing_where(session: SessionTables, channel: int, group: GroupTables | None) -> str:
     """The table that lacks this binding, in words; empty when it is whole."""
-    if group is None or session.id not in group.sessions:
+    if group is None or session not in group.bindings:
         return "group table" if channel in session.bindings else "both tables"
     if channel not in session.bindings:
         return "session table"
     if channel not in session.heard:
         return "position"
-    return "" if session.id in group.bindings else "fence"
+    return ""
 
 
 def compare_group_tables(
@@ -185,13 +198,14 @@ def compare_group_tables(
     """These groups' tables against all sessions: whom they have without a binding to show."""
     for group in groups:
         channel = group.channel
-        for name in group.sessions:
-            session = sessions.get(name)
-            if session is None:
-                yield Disagreement(Kind.STRAY_GROUP_BINDING, "closed session", channel, "", name)
+        for session in group.bindings:
+            if sessions.get(session.id) is not session:
+                yield Disagreement(
+                    Kind.STRAY_GROUP_BINDING, "closed session", channel, "", session.id
+                )
             elif channel not in session.bindings and channel not in session.heard:
                 yield Disagreement(
-                    Kind.STRAY_GROUP_BINDING, "group table", channel, session.uid, name
+                    Kind.STRAY_GROUP_BINDING, "group table", channel, session.uid, session.id
                 )
 
 
@@ -220,13 +234,3 @@ def compare_sessions(live: Mapping[str, str], rows: Mapping[str, str]) -> Iterat
     for session, uid in rows.items():
         if session not in live:
             yield Disagreement(Kind.DEAD_SESSION, "no socket", None, uid, session)
-
-
-def compare_subscriptions(
-    groups: Mapping[str, int], subscribed: Collection[str]
-) -> Iterator[Disagreement]:
-    """The hub's groups, {name: channel pk}, against what the layer really delivers to this node's
-    inbox."""
-    for name, channel in groups.items():
-        if name not in subscribed:
-            yield Disagreement(Kind.MISSING_GROUP_BINDING, "layer", channel)

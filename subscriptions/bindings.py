@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import IntEnum
 from typing import NamedTuple
@@ -197,7 +197,7 @@ class GroupBinding:
     @property
     def is_open(self) -> bool:
         """Whether the uid is a member now, as far as this binding knows."""
-        return self.was_ever and self.left_version is None
+        return self.left_version is None and self.joined_version != NEVER
 
     @property
     def end(self) -> int | None:
@@ -232,27 +232,44 @@ def _ended(stay: Interval, change: Change) -> Interval:
 
 
 class Expected(NamedTuple):
-    """One membership with the state of its channel in the same snapshot: a row as it is read, and
-    no more, since a connect reads a thousand."""
+    """One membership with the state of its channel in the same snapshot."""
 
     channel: int
-    channel_type: int
-    channel_id: str
-    uid: str
     joined_version: int
     joined_seq: int
     version: int
     head: int
 
-    @property
-    def key(self) -> ChannelKey:
-        """The channel's name."""
-        return ChannelKey(self.channel_type, self.channel_id)
+    def binding_of(self, uid: str) -> GroupBinding:
+        """What this membership grants to its uid, as of its snapshot."""
+        return GroupBinding(uid, self.version, self.joined_version, self.joined_seq)
 
-    @property
-    def binding(self) -> GroupBinding:
-        """What this membership grants, as of its snapshot."""
-        return GroupBinding(self.uid, self.version, self.joined_version, self.joined_seq)
+
+@dataclass(frozen=True, slots=True)
+class Memberships:
+    """Every membership of one uid, as columns: a connect reads a thousand, and as rows they took it
+    several times as long. `states`: {channel pk: (version, head)} in the same snapshot, of these
+    channels and of what else was read with them."""
+
+    channels: Sequence[int] = ()
+    joined_versions: Sequence[int] = ()
+    joined_seqs: Sequence[int] = ()
+    states: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Expected]:
+        """One by one. A row whose channel is gone, past the foreign key, grants nothing."""
+        rows = zip(self.channels, self.joined_versions, self.joined_seqs, strict=True)
+        for channel, joined_version, joined_seq in rows:
+            if channel in self.states:
+                yield Expected(channel, joined_version, joined_seq, *self.states[channel])
+
+    def but(self, channels: Container[int]) -> Memberships:
+        """Those in other channels."""
+        left = [each for each in self if each.channel not in channels]
+        return Memberships(
+            [each.channel for each in left], [each.joined_version for each in left],
+            [each.joined_seq for each in left], self.states,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,8 @@ OUR_APPS = "wukongim_"
 
 TRY_MS, PAUSE_SECONDS, PATIENCE_SECONDS = 300, 1.0, 60.0
 """What one try waits for the tables, and every writer behind it; then they pass for a second. After
-a minute somebody holds them who does not mean to let go."""
+a minute somebody holds them who does not mean to let go. Autovacuum lets go, but not of so short a
+try: each other one waits until it does, unless it guards the database from running out of ids."""
 
 
 def has_tables(connection: BaseDatabaseWrapper) -> bool:
@@ -41,25 +42,32 @@ def install(connection: BaseDatabaseWrapper) -> None:
     does not get their tables at once. Raises TriggersMissing, with who holds them, after a minute.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
+    wait_ms = TRY_MS
     while differing(connection):
         try:
-            _create(connection)
+            _create(connection, wait_ms)
         except OperationalError as error:
             if connection.in_atomic_block or not (is_conflict(error) or is_lock_timeout(error)):
                 raise
             if time.monotonic() > deadline:
                 raise TriggersMissing(_in_the_way(connection)) from error
             time.sleep(PAUSE_SECONDS)
+            wait_ms = TRY_MS + (_vacuum_gives_way(connection) if wait_ms == TRY_MS else 0)
         else:
             return
 
 
-def _create(connection: BaseDatabaseWrapper) -> None:
+def _create(connection: BaseDatabaseWrapper, wait_ms: int) -> None:
     impatient = connection.vendor == "postgresql" and not connection.in_atomic_block
     with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
         if impatient:
-            cursor.execute(f"SET LOCAL lock_timeout = {TRY_MS}")
+            cursor.execute(f"SET LOCAL lock_timeout = {wait_ms}")
         MODULES[connection.vendor].create(cursor)
+
+
+def _vacuum_gives_way(connection: BaseDatabaseWrapper) -> int:
+    with connection.cursor() as cursor:
+        return postgresql.vacuum_gives_way(cursor)
 
 
 def _in_the_way(connection: BaseDatabaseWrapper) -> str:

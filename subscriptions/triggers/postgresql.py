@@ -289,11 +289,12 @@ PRESENT = r"""
 
 HOLDERS = """
     SELECT format('process %%s (%%s), %%s, in a transaction for %%s', pid,
-        coalesce(nullif(application_name, ''), usename, backend_type), state,
+        coalesce(nullif(application_name, ''), usename, backend_type, 'autovacuum'), state,
         date_trunc('second', clock_timestamp() - xact_start)),
         bool_or(mode NOT IN ('AccessShareLock', 'RowShareLock')) AS writes
     FROM pg_locks JOIN pg_stat_activity USING (pid)
     WHERE relation = ANY (%s::regclass[]) AND granted AND pid <> pg_backend_pid()
+        AND datname = current_database()
     GROUP BY pid, application_name, usename, backend_type, state, xact_start
     ORDER BY writes DESC, xact_start
     LIMIT 5
@@ -308,6 +309,24 @@ def holders(cursor: Any) -> list[str]:
     cursor.execute(HOLDERS, [_place(cursor)[1]])
     found = cursor.fetchall()
     return [words for words, writes in found if writes] or [words for words, _ in found]
+
+
+GIVES_WAY = """
+    SELECT extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000
+    FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE relation = ANY (%s::regclass[]) AND granted AND datname = current_database()
+        AND mode = 'ShareUpdateExclusiveLock' AND usesysid IS NULL
+    LIMIT 1
+"""
+"""Autovacuum by what everybody may see of it: it is of a database, and of no user."""
+
+
+def vacuum_gives_way(cursor: Any) -> int:
+    """Milliseconds for which autovacuum, where it is at work on our tables, has to be waited for
+    until PostgreSQL cancels it for whoever waits (its manual, 24.1.6); 0 where it is not."""
+    cursor.execute(GIVES_WAY, [_place(cursor)[1]])
+    found = cursor.fetchone()
+    return int(found[0]) if found else 0
 
 
 def differing(cursor: Any) -> list[str]:

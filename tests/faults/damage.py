@@ -36,14 +36,14 @@ def some(things: Iterable[Thing], die: random.Random, share: float) -> list[Thin
 def pairs(node: Node) -> list[tuple[Group, LiveSession]]:
     """Each session in each of its groups."""
     groups = node.hub.groups.values()
-    return [(group, session) for group in groups for session in group.sessions.values()]
+    return [(group, session) for group in groups for session in group.bindings]
 
 
 def lose_group_entries(node: Node, die: random.Random, share: float) -> int:
     """Sessions vanish from their groups' tables, by which messages are delivered (F01)."""
     hit = some(pairs(node), die, share)
     for group, session in hit:
-        del group.sessions[session.id]
+        del group.bindings[session]
     return len(hit)
 
 
@@ -59,7 +59,7 @@ def lose_both_entries(node: Node, die: random.Random, share: float) -> int:
     """Both tables agree, and both are wrong: only the database knows."""
     hit = some(pairs(node), die, share)
     for group, session in hit:
-        del group.sessions[session.id]
+        del group.bindings[session]
         session.bindings.pop(group.channel, None)
     return len(hit)
 
@@ -68,7 +68,7 @@ def lose_whole_sets(node: Node, die: random.Random, share: float) -> int:
     """All sessions of a group vanish: a set that a late change would begin anew (F04)."""
     hit = some(node.hub.groups.values(), die, share)
     for group in hit:
-        group.sessions.clear()
+        group.bindings.clear()
     return len(hit)
 
 
@@ -79,13 +79,12 @@ def bind_strangers(node: Node, die: random.Random, share: float) -> int:
         (group, session)
         for group in node.hub.groups.values()
         for session in node.hub.sessions.values()
-        if session.id not in group.sessions
+        if session not in group.bindings
     ]
     hit = some(strangers, die, share)
     for group, session in hit:
-        group.sessions[session.id] = session
         session.bindings[group.channel] = group
-        group.bindings[session.id] = GroupBinding(session.uid, group.newest)
+        group.bindings[session] = GroupBinding(session.uid, group.newest)
         session.heard.setdefault(group.channel, group.head)
     return len(hit)
 
@@ -102,7 +101,7 @@ def lose_everything(node: Node, die: random.Random, share: float) -> int:
     """The whole hub's tables of bindings are empty."""
     count = node.hub.binding_count
     for group in node.hub.groups.values():
-        group.sessions.clear()
+        group.bindings.clear()
     for session in node.hub.sessions.values():
         session.bindings.clear()
     return count

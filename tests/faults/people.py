@@ -187,6 +187,12 @@ class Person(Roamer):
         self.client = client
 
     @property
+    def online(self) -> bool:
+        """Whether it is connected. Who has said goodbye is not, though the library may wait ten
+        seconds for the answer and read meanwhile what came before."""
+        return super().online and self.life.live
+
+    @property
     def life(self) -> Life:
         """The connection of now, or the last one."""
         return self.lives[-1]

@@ -119,7 +119,7 @@ async def test_threads_publish_through_the_node_and_its_loop_alone(here):
 
 
 class ShortPings(ServerProcess):
-    """`manage.py serve` that pings each second and waits a second for the answer."""
+    """`manage.py serve` that pings each three seconds."""
 
     @property
     def _arguments(self) -> list[str]:
@@ -127,7 +127,7 @@ class ShortPings(ServerProcess):
         code = (
             "import sys, django; django.setup();"
             "from messaging import serving; from django.core import management;"
-            "serving.PING_INTERVAL = serving.PING_TIMEOUT = 1;"
+            "serving.PING_INTERVAL = 3;"
             "management.execute_from_command_line(['manage.py', *sys.argv[1:]])"
         )
         return ["-c", code, *command]
@@ -153,9 +153,9 @@ async def test_server_that_stood_still_reads_the_answers_to_its_pings_first(shor
     short_pings.make_group("team", *uids)
     async with AsyncExitStack() as stack:
         peers = [await stack.enter_async_context(Peer(short_pings.url, uid)) for uid in uids]
-        await asyncio.sleep(1.5)  # the interval: a ping to everybody is under way
+        await asyncio.sleep(3.5)  # the interval: everybody has been pinged
         os.kill(short_pings.pid, signal.SIGSTOP)
-        await asyncio.sleep(4)  # longer than a ping and the wait for its answer together
+        await asyncio.sleep(7)  # longer than until the next ping and the one after it
         os.kill(short_pings.pid, signal.SIGCONT)
         await peers[0].send("team", "hi")
         for peer in peers[1:]:

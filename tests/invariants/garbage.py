@@ -13,12 +13,9 @@ def scramble(
 ) -> None:
     """One session and one group: each table has the other or has it not; what was heard and may
     be heard is anything that could have been, or has yet to come."""
-    group.sessions.pop(session.id, None)
-    group.bindings.pop(session.id, None)
+    group.bindings.pop(session, None)
     session.bindings.pop(group.channel, None)
     session.heard.pop(group.channel, None)
-    if die.random() < 0.5:
-        group.sessions[session.id] = session
     if die.random() < 0.5:
         session.bindings[group.channel] = group
     if die.random() < 0.5:
@@ -27,4 +24,4 @@ def scramble(
         upto = die.randint(0, version + 2)
         stay = Interval(die.randint(0, upto), die.randint(0, head))
         stays = die.choice([(), (stay,), (stay,)])
-        group.bindings[session.id] = GroupBinding.of(session.uid, upto, stays)
+        group.bindings[session] = GroupBinding.of(session.uid, upto, stays)

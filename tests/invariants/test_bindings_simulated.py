@@ -7,7 +7,9 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from messaging import check
+import pytest
+
+from messaging import catch_up, check
 from messaging.hub import Group
 from subscriptions.bindings import ChannelKey, GroupBinding
 from tests.invariants.garbage import scramble
@@ -38,12 +40,13 @@ def assert_converged(sim):
     """Both tables, what each session may hear, the list of sessions and the layer are those of the
     database, and each session stands at the head."""
     hub, memberships = sim.node.hub, owed(sim)
-    by_group = {(pk, session) for pk, group in hub.groups.items() for session in group.sessions}
+    by_group = {(pk, session.id) for pk, group in hub.groups.items() for session in group.bindings}
     by_session = {(pk, each.id) for each in hub.sessions.values() for pk in each.bindings}
     granted = {
-        (pk, session): hub.groups[pk].bindings[session].joined_version
-        for pk, session in by_group
-        if hub.groups[pk].bindings[session].is_open
+        (pk, session.id): binding.joined_version
+        for pk, group in hub.groups.items()
+        for session, binding in group.bindings.items()
+        if binding.is_open
     }
     assert by_group == by_session == memberships.keys()
     assert granted == memberships
@@ -61,9 +64,9 @@ def picture(sim):
     held = {}
     for pk, name in owed(sim):
         session, group = hub.sessions[name], hub.groups.get(pk, empty)
-        grant = group.bindings.get(name)
+        grant = group.bindings.get(session)
         held[pk, name] = (
-            name in group.sessions, pk in session.bindings, grant and (grant.version, grant.end),
+            pk in session.bindings, grant and (grant.version, grant.end),
             session.heard.get(pk), group.name in sim.layer.groups,
         )  # fmt: skip
     return held
@@ -93,7 +96,11 @@ def fill_with_garbage(sim):
             hub.by_uid.pop(each.session.uid, None)
 
 
-async def test_tables_full_of_garbage_say_what_the_database_says_after_a_few_rounds(request):
+@pytest.mark.parametrize("is_large", [False, True])
+async def test_tables_full_of_garbage_say_what_the_database_says_after_a_few_rounds(
+    request, monkeypatch, is_large
+):
+    count_as(is_large, monkeypatch)
     for seed in seeds(WORLDS):
         with replayed_by(request, seed):
             async with Simulation(seed, channels=4, uids=4) as sim:
@@ -102,6 +109,28 @@ async def test_tables_full_of_garbage_say_what_the_database_says_after_a_few_rou
                 for _ in range(ROUNDS):
                     await sim.tick()
                 assert_converged(sim)
+
+
+def count_as(is_large, monkeypatch):
+    """Have the sweep take a node's bindings for too many to ask each of them, or not."""
+    monkeypatch.setattr(catch_up, "BINDINGS_A_SLICE", -1 if is_large else 5_000)
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+@pytest.mark.parametrize("offset", [-1, 2], ids=["below", "ahead"])
+async def test_position_that_alone_is_wrong_is_found_within_a_round(monkeypatch, offset, is_large):
+    """Of the channel nothing is news, and all else about it is as the database has it."""
+    count_as(is_large, monkeypatch)
+    async with Simulation(1, channels=4, uids=4) as sim:
+        await sim.play(STEPS)
+        await sim.settle()
+        places = [place for place in owed(sim) if sim.world.channels[place[0]].head > 1]
+        for pk, session in places:
+            sim.node.hub.sessions[session].heard[pk] += offset
+        assert places
+        for _ in range(sim.node.conf.check_ticks + 1):
+            await sim.tick()
+        assert_converged(sim)
 
 
 # --- B2 -------------------------------------------------------------------------------------------
@@ -166,11 +195,9 @@ async def played_and_damaged(sim):
 def damage(sim, group, session):
     """One binding is lost from some of the tables, and the group perhaps from the layer."""
     if sim.die.random() < 0.5:
-        group.sessions.pop(session.id, None)
-    if sim.die.random() < 0.5:
         session.bindings.pop(group.channel, None)
     if sim.die.random() < 0.5:
-        group.bindings.pop(session.id, None)
+        group.bindings.pop(session, None)
     if sim.die.random() < 0.5:
         sim.layer.groups.discard(group.name)
 
@@ -198,7 +225,7 @@ def watch_unbinding(sim):
     def watched(session, channel):
         stay = sim.world.channels[channel].members.get(session.uid)
         group = hub.groups.get(channel)
-        binding = group.bindings.get(session.id) if group else None
+        binding = group.bindings.get(session) if group else None
         if session.id in hub.sessions and stay and binding and binding.joined_version == stay[0]:
             harm.append(f"{session.id} in {channel}, who joined at {stay[0]}")
         unbind(session, channel)

@@ -15,7 +15,7 @@ from subscriptions.audit import MANY
 from subscriptions.models import Channel, Finding, Membership
 from tests.invariants.garbage import scramble
 from tests.support.factories import in_thread, make_group, make_users
-from tests.support.layers import lose_group
+from tests.support.layers import lose_group, subscribed
 from tests.support.peers import Peer
 from tests.support.seeds import replayed_by, seeds
 from tests.support.server import API_TOKEN
@@ -50,7 +50,7 @@ async def test_garbage_in_a_live_node_gives_way_to_what_the_database_says(reques
             fill_with_garbage(here.node, die, await in_thread(channels))
             await eventually(lambda: held(here.node) == owed, "the tables to be true again")
             names = {group.name for group in here.node.hub.groups.values()}
-            await eventually(lambda: names <= here.node.layer.subscribed(), "the layer to be whole")
+            await eventually(lambda: names <= subscribed(here.node.layer), "the layer to be whole")
             for room, members in rooms.items():
                 await peers[members[0]].send(room, "after")
                 for uid in members[1:]:
@@ -75,13 +75,12 @@ def channels():
 def held(node):
     """{(channel, uid): (version of the join, position)} where all tables agree that it may hear."""
     return {
-        (pk, session.uid): (group.bindings[session.id].joined_version, session.heard[pk])
+        (pk, session.uid): (group.bindings[session].joined_version, session.heard[pk])
         for session in node.hub.sessions.values()
         for pk, group in session.bindings.items()
         if node.hub.groups.get(pk) is group
-        and session.id in group.sessions
-        and session.id in group.bindings
-        and group.bindings[session.id].is_open
+        and session in group.bindings
+        and group.bindings[session].is_open
         and pk in session.heard
     }
 
@@ -111,7 +110,7 @@ async def test_loss_of_a_whole_hub_is_mended_and_leaves_one_record(here):
         bindings = hub.binding_count
         assert bindings == 2 * len(rooms)
         for group in hub.groups.values():
-            group.sessions.clear()
+            group.bindings.clear()
         for session in hub.sessions.values():
             session.bindings.clear()
         await eventually(lambda: hub.binding_count == bindings, "all bindings to be back")

@@ -64,7 +64,7 @@ async def test_foreign_bindings_are_gone_after_a_round_and_hear_nothing_more(req
                 assert [
                     (pk, session)
                     for pk, session in foreign
-                    if pk in hub.groups and session.id in hub.groups[pk].sessions
+                    if pk in hub.groups and session in hub.groups[pk].bindings
                 ] == []
                 assert {each.kind for each, _ in sim.world.recorded} <= {Kind.STRAY_GROUP_BINDING}
                 assert len(sim.world.recorded) == len(foreign)
@@ -102,6 +102,6 @@ def leave_ghosts(sim):
     for group in sim.node.hub.groups.values():
         for each in sim.sessions:
             if not each.open and sim.die.random() < 0.5:
-                group.sessions[each.session.id] = each.session
+                group.bindings[each.session] = GroupBinding(each.session.uid, group.newest)
                 left.append((group.channel, each.session))
     return left

@@ -1,13 +1,14 @@
-"""When the hub lets go of who left, and what it says of its memberships when a uid has one session,
-or several that differ."""
+"""When the hub lets go of who left, what it says of its memberships when a uid has one session, or
+several that differ, and where it says that all is well."""
 
+import json
 from datetime import UTC, datetime
 
 import pytest
 
 from messaging.hub import Hub, LiveSession, Needs
 from messaging.messages import StoredMessage, StreamEvent
-from subscriptions.bindings import Change, Changes, ChannelKey, GroupBinding
+from subscriptions.bindings import Change, Changes, ChannelKey, GroupBinding, Memberships
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def connect(hub, session, stays):
 
 def test_one_session_says_what_it_is_bound_to(hub):
     connect(hub, "a", {1: 4, 2: 7})
-    assert hub.memberships_held(["alice", "bob"]) == {"alice": {1: 4, 2: 7}}
+    assert hub.survey(["alice", "bob"]).held == {"alice": {1: 4, 2: 7}}
 
 
 @pytest.mark.parametrize(
@@ -48,21 +49,93 @@ def test_sessions_that_differ_in_a_channel_have_no_version_of_it(hub, others, he
     connect(hub, "a", {1: 4, 2: 7})
     for number, stays in enumerate(others):
         connect(hub, f"b{number}", stays)
-    assert hub.memberships_held(["alice"]) == {"alice": held}
+    assert hub.survey(["alice"]).held == {"alice": held}
 
 
 def test_session_that_still_connects_is_not_asked(hub):
     connect(hub, "a", {1: 4})
     connect(hub, "b", {}).connecting = True
-    assert hub.memberships_held(["alice"]) == {"alice": {1: 4}}
+    assert hub.survey(["alice"]).held == {"alice": {1: 4}}
     hub.sessions["a"].connecting = True
-    assert hub.memberships_held(["alice"]) == {}
+    assert hub.survey(["alice"]).held == {}
 
 
 def test_binding_that_the_group_lost_is_left_out(hub):
     connect(hub, "a", {1: 4, 2: 7})
-    del hub.groups[2].bindings["a"]
-    assert hub.memberships_held(["alice"]) == {"alice": {1: 4}}
+    del hub.groups[2].bindings[hub.sessions["a"]]
+    assert hub.survey(["alice"]).held == {"alice": {1: 4}}
+
+
+def test_sessions_that_are_as_far_as_their_groups_leave_no_doubt(hub):
+    alice = connect(hub, "a", {1: 4, 2: 7})
+    connect(hub, "b", {2: 7, 1: 4})
+    alice.heard[1] = alice.heard.pop(1)  # the order says nothing
+    assert hub.survey(["alice"]).apart == set()
+
+
+@pytest.mark.parametrize("of_another", [False, True])
+@pytest.mark.parametrize(
+    "befalls",
+    [
+        lambda group, session: setattr(group, "head", 1),
+        lambda group, session: session.heard.update({2: 1}),
+        lambda group, session: session.heard.pop(2),
+        lambda group, session: setattr(group, "newest", 10),
+        lambda group, session: group.bindings.update({session: GroupBinding("alice", 10, 7, 0)}),
+        lambda group, session: group.bindings.pop(session),
+    ],
+    ids=["below", "ahead", "nowhere", "older", "newer", "unbound"],
+)
+def test_channel_in_which_one_session_is_not_as_far_as_its_group_is_doubtful(
+    hub, befalls, of_another
+):
+    connect(hub, "a", {1: 4, 2: 7, 3: 1})
+    connect(hub, "b", {1: 4, 2: 7, 3: 1})
+    befalls(hub.groups[2], hub.sessions["b" if of_another else "a"])
+    assert hub.survey(["alice"]).apart == {2}
+
+
+def test_session_has_one_text_of_its_uid_and_one_number_of_each_channel(hub):
+    """Each row that is read has its own: half a million of them are 40 MB."""
+    keys = {1000 + n: ChannelKey(2, f"c{n}") for n in (1, 2)}
+    for session in connect(hub, "a", {}), connect(hub, "b", {}):
+        columns = json.loads("[[1001, 1002], [3, 3], [0, 0]]")
+        hub.bind_all(session, Memberships(*columns, dict.fromkeys(columns[0], (3, 7))), keys)
+    for channel, group in hub.groups.items():
+        for session, binding in group.bindings.items():
+            assert binding.uid is session.uid
+            (own,) = [each for each in session.bindings if each == channel]
+            (heard,) = [each for each in session.heard if each == channel]
+            assert own is heard is channel
+
+
+@pytest.mark.parametrize("in_bulk", [False, True])
+def test_group_knows_the_newest_version_that_anybody_came_with(hub, in_bulk):
+    connect(hub, "a", {1: 4})
+    later = LiveSession("b", "bob", None, datetime(2026, 1, 1, tzinfo=UTC), connecting=False)
+    hub.register(later)
+    if in_bulk:
+        hub.bind_all(later, Memberships([1], [11], [3], {1: (11, 0)}), {})
+    else:
+        hub.bind(later, 1, ChannelKey(2, "c1"), GroupBinding("bob", 11, 11, 3), 0)
+    assert hub.groups[1].newest == 11
+    assert hub.survey(["bob"]).apart == set()
+    assert hub.survey(["alice"]).apart == {1}
+
+
+def test_channels_that_went_on_while_a_session_was_let_in_are_to_be_looked_at(hub):
+    """Channel 2 had more messages, 3 more changes than were read; 1 and 5 did not, 4 is gone."""
+    connect(hub, "a", {1: 4, 2: 7, 3: 1})
+    hub.groups[2].head = 8
+    bob = LiveSession("b", "bob", None, datetime(2026, 1, 1, tzinfo=UTC))
+    hub.register(bob)
+    states = {1: (9, 0), 2: (9, 7), 3: (8, 0), 4: (1, 1), 5: (1, 1)}
+    memberships = Memberships([*states, 6], [1] * 6, [0] * 6, states)
+    assert hub.bind_all(bob, memberships, {5: ChannelKey(2, "c5")}) == [2, 3]
+    assert bob.heard == {1: 0, 2: 7, 3: 0, 5: 1}
+    assert {channel: group.key for channel, group in bob.bindings.items()} == {
+        channel: ChannelKey(2, f"c{channel}") for channel in (1, 2, 3, 5)
+    }
 
 
 def changes(since, *lines):
@@ -85,7 +158,20 @@ def test_session_whose_uid_came_back_while_it_connected_keeps_its_position(hub):
     assert session.heard == {1: 12}
     hub.rebind([session], 1, changes(0, (6, True), (7, False), (9, True)), None)
     assert (hub.missed(session), session.heard) == ([], {1: 12})
-    assert hub.memberships_held(["alice"]) == {"alice": {1: 9}}
+    assert hub.survey(["alice"]).held == {"alice": {1: 9}}
+
+
+def test_group_forgets_the_version_that_the_database_has_no_more(hub):
+    """After a restore. Else no look at this channel would find that all is well, and none of those
+    who leave would be let go of, until it has come so far again."""
+    session = connect(hub, "a", {1: 4})
+    marks = hub.marks([1])
+    assert hub.groups[1].newest == 9
+    hub.take_back([session], 1, 7, 0, marks)
+    page = Changes(ChannelKey(2, "c1"), 0, 7, 7, 0, (Change("alice", 4, 0, True),))
+    hub.rebind([session], 1, page, None)
+    assert hub.groups[1].newest == 7
+    assert hub.survey(["alice"]) == ({"alice": {1: 4}}, set())
 
 
 class Shelf:

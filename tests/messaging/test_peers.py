@@ -13,6 +13,7 @@ from messaging.node import Node
 from messaging.peers import ROUND_TICKS, group_of
 from subscriptions.audit import Kind
 from subscriptions.live import NodeView
+from tests.support.layers import subscribed
 
 ME, OTHER, THIRD = 1, 2, 3
 LEASE = 20.0
@@ -55,7 +56,7 @@ async def node(monkeypatch):
     await each.layer.start()
     await each.layer.join([each.own_group])
     yield each
-    await each.layer.stop(each.layer.subscribed())
+    await each.layer.stop(subscribed(each.layer))
 
 
 async def probe(node, peer, **says):
@@ -78,11 +79,11 @@ async def round_of(node, *heard):
 
 async def test_who_is_heard_is_left_alone_until_the_next_round(node):
     await node.peers.listen()
-    assert node.layer.subscribed() == {group_of(each) for each in (ME, OTHER, THIRD)}
+    assert subscribed(node.layer) == {group_of(each) for each in (ME, OTHER, THIRD)}
     await probe(node, OTHER)
     await node.peers.listen()
-    assert node.layer.subscribed() == {group_of(ME), group_of(THIRD)}
-    assert set(node._own_groups) >= node.layer.subscribed()
+    assert subscribed(node.layer) == {group_of(ME), group_of(THIRD)}
+    assert set(node._own_groups) >= subscribed(node.layer)
 
 
 async def test_who_beats_and_is_not_heard_for_a_round_is_named_until_heard(node):
@@ -131,7 +132,7 @@ async def test_who_has_gone_is_forgotten_and_its_group_left(node):
     for _ in range(ROUND_TICKS):
         await node.peers.listen()
     assert set(node.peers.unheard) == {OTHER}
-    assert node.layer.subscribed() == {group_of(ME), group_of(OTHER)}
+    assert subscribed(node.layer) == {group_of(ME), group_of(OTHER)}
 
 
 async def test_node_that_does_not_hear_itself_judges_nobody(node):
@@ -171,7 +172,7 @@ async def test_round_is_one_statement_and_nobody_else_means_no_group(node):
     await round_of(node)
     await round_of(node)
     assert node.database.asked == 2
-    assert node.layer.subscribed() == {group_of(ME)}
+    assert subscribed(node.layer) == {group_of(ME)}
 
 
 async def test_layer_in_memory_asks_nothing(node, monkeypatch):

@@ -40,7 +40,7 @@ def send(port, *ids, at=0.0, **fields):
 
 def waiting(port):
     """Ids of the messages that wait for their acknowledgement, the oldest first."""
-    return [each.message_id for each in port._sent if each.message_id not in port._acknowledged]
+    return [each.message_id for each in port.sent if each.message_id not in port._acknowledged]
 
 
 @pytest.mark.parametrize("order", [(1, 2, 3), (3, 2, 1), (2, 3, 1), (2, 2, 1, 3, 3)])

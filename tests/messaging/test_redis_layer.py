@@ -13,7 +13,7 @@ import pytest
 from messaging import redis_layer
 from messaging.layer import BATCH_BYTES, BATCH_EVENTS, NodeLayer
 from messaging.redis_layer import RedisLayer
-from tests.support.layers import channel, lose_group, shard_of
+from tests.support.layers import channel, lose_group, shard_of, subscribed
 from tests.support.services import Valkey, valkey
 from tests.support.waiting import PATIENCE, eventually
 
@@ -122,13 +122,13 @@ async def test_joining_a_thousand_groups_is_one_command_and_so_is_leaving(layer)
     groups = [f"g{number}" for number in range(1000)]
     async with monitored(valkey()) as seen:
         await layer.join(groups)
-        assert layer.subscribed() == {"first", *groups}
+        assert subscribed(layer) == {"first", *groups}
         await layer.leave(groups)
         await layer.join(["last"])
     joined, _ = subscribes(seen)
     assert len(joined.split()) == 1 + 1000
     assert sum(command.startswith("UNSUBSCRIBE ") for command in seen) == 1
-    assert layer.subscribed() == {"first", "last"}
+    assert subscribed(layer) == {"first", "last"}
 
 
 async def test_joined_group_is_subscribed_when_the_join_returns(layer):
@@ -283,7 +283,7 @@ async def test_groups_are_spread_over_several_servers(own):
     await layer.start()
     groups = {f"g{number}" for number in range(50)}
     await layer.join(groups)
-    assert layer.subscribed() == groups
+    assert subscribed(layer) == groups
     for group in groups:
         layer.publish(group, {"type": "x", "group": group})
     assert {(await heard(layer))["group"] for _ in groups} == groups
@@ -312,7 +312,7 @@ async def test_killed_connections_come_back_by_themselves(own, broken):
             kills += client.client_kill_filter(_type="pubsub")
             await asyncio.sleep(0.02)
     await hears_again(broken)
-    assert broken.subscribed() == {"a"} | {f"g{number}" for number in range(300)}
+    assert subscribed(broken) == {"a"} | {f"g{number}" for number in range(300)}
     assert broken.reconnected.is_set()
     assert 1 <= broken.reconnects <= 20
 
@@ -331,14 +331,14 @@ async def test_reconnecting_subscribes_to_everything_at_once(own, broken):
 async def test_restarted_server_is_found_again_and_told_everything(own, broken):
     own.stop()
     await eventually(lambda: shard_of(broken)._failures > 1, "the loss to be noticed")
-    assert broken.subscribed() is None
+    assert subscribed(broken) is None
     began = time.monotonic()
     with pytest.raises(ConnectionError):
         await broken.join(["b"])
     assert time.monotonic() - began < 0.5, "joining waited for a server that is known to be gone"
     own.start()
     await asyncio.wait_for(broken.reconnected.wait(), BOUND)
-    assert broken.subscribed() == {"a", "b"}
+    assert subscribed(broken) == {"a", "b"}
     await hears_again(broken, "b", 1.0)
 
 
@@ -346,12 +346,12 @@ async def test_node_starts_without_a_server_and_joins_when_it_comes(own, caplog)
     own.stop()
     async with node_layer(own) as layer:
         await layer.try_join(["a"])
-        assert layer.subscribed() is None
+        assert subscribed(layer) is None
         assert layer.publish("a", {"type": "x", "n": 1})
         await eventually(lambda: layer.dropped["connection"] == 1, "the event to be given up")
         own.start()
         await asyncio.wait_for(layer.reconnected.wait(), BOUND)
-        assert layer.subscribed() == {"a"}
+        assert subscribed(layer) == {"a"}
         await hears_again(layer)
     said = [each.why for each in caplog.records if each.message == "layer.failed"]
     assert any(f"connecting to 127.0.0.1:{own.port}" in why for why in said)
@@ -390,7 +390,7 @@ async def test_frozen_server_holds_nobody_up_and_is_served_again(own, settings):
                 await layer.join(["b"])
         await hears_again(layer)
         await layer.join(["b"])
-        assert layer.subscribed() == {"a", "b"}
+        assert subscribed(layer) == {"a", "b"}
         dropped = layer.dropped.total()
         await hears_again(layer, "b")
         assert layer.dropped.total() == dropped
@@ -399,13 +399,13 @@ async def test_frozen_server_holds_nobody_up_and_is_served_again(own, settings):
 async def test_subscription_taken_away_behind_its_back_is_seen_and_mended(broken, own):
     await broken.join(["b"])
     lose_group(broken, "a")
-    await eventually(lambda: broken.subscribed() == {"b"}, "the loss to be seen")
+    await eventually(lambda: subscribed(broken) == {"b"}, "the loss to be seen")
     assert broken.is_subscribed("a") is False
     assert broken.is_subscribed("b") is True
     with own.client as client:
         assert client.pubsub_numsub(channel(broken, "a"))[0][1] == 0
     await broken.rejoin(["a"])
-    assert broken.subscribed() == {"a", "b"}
+    assert subscribed(broken) == {"a", "b"}
     await hears_again(broken)
 
 
@@ -422,7 +422,7 @@ async def test_server_that_counts_otherwise_is_not_believed(broken, own, monkeyp
     monkeypatch.setattr(shard, "_pushed", all_but_one)
     lose_group(broken, "a")
     await asyncio.wait_for(broken.reconnected.wait(), BOUND)
-    assert broken.subscribed() == {"a"}
+    assert subscribed(broken) == {"a"}
     await hears_again(broken)
 
 
@@ -517,7 +517,7 @@ async def test_remake_takes_a_new_connection_and_loses_no_group(own, broken):
         after = {each["id"] for each in client.client_list(_type="pubsub")}
     assert len(before) == len(after) == 1
     assert before != after
-    assert broken.subscribed() == {"a", "b"}
+    assert subscribed(broken) == {"a", "b"}
     broken.publish("a", {"type": "x"})
     assert (await asyncio.wait_for(reading, PATIENCE))["type"] == "x"
 
@@ -538,7 +538,7 @@ async def test_forbidden_to_subscribe_is_said_and_not_believed(own):
     async with node_layer(own) as layer:
         with pytest.raises(ConnectionError):
             await layer.join(["a"])
-        assert not layer.subscribed()
+        assert not subscribed(layer)
 
 
 async def test_stop_while_the_server_is_frozen_is_bounded_and_leaves_no_task(own, settings):
@@ -560,7 +560,7 @@ async def test_joining_does_not_wait_for_a_publisher_that_hangs(broken):
     """In channels_redis both take one lock."""
     async with shard_of(broken)._lock:
         await broken.join(["b"])
-    assert broken.subscribed() == {"a", "b"}
+    assert subscribed(broken) == {"a", "b"}
 
 
 async def test_limits_are_set_and_a_project_may_set_others(own):

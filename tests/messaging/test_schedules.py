@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 
+from subscriptions.bindings import GroupBinding
 from tests.support.seeds import replayed_by, seeds
 from tests.support.simulation import Simulation
 
@@ -41,8 +42,8 @@ async def test_every_schedule_keeps_the_promise(request, part):
 def lose_group_entry(sim):
     """A session vanishes from a group's table."""
     for group in sim.node.hub.groups.values():
-        if group.sessions:
-            group.sessions.pop(sim.die.choice(list(group.sessions)))
+        if group.bindings:
+            group.bindings.pop(sim.die.choice(list(group.bindings)))
 
 
 def lose_session_entry(sim):
@@ -62,16 +63,17 @@ def lose_fence(sim):
     """A group forgets what one of its sessions may hear."""
     for group in sim.node.hub.groups.values():
         if group.bindings:
-            group.bindings.pop(sim.die.choice(list(group.bindings)))
+            session = sim.die.choice(list(group.bindings))
+            group.bindings[session] = GroupBinding(session.uid, 0)
 
 
 def put_stranger_into_a_group(sim):
     """A session gets into a group's table, and nothing says what it may hear there."""
     for group in sim.node.hub.groups.values():
-        strangers = [each for each in sim.live() if each.session.id not in group.sessions]
+        strangers = [each for each in sim.live() if each.session not in group.bindings]
         if strangers:
             session = sim.die.choice(strangers).session
-            group.sessions[session.id] = session
+            group.bindings[session] = GroupBinding(session.uid, 0)
 
 
 DAMAGES = [

@@ -1,20 +1,20 @@
 """What a server does for sockets that say nothing, how it ends, and its sockets as wires."""
 
 import asyncio
-import math
 import socket
 import threading
-from contextlib import asynccontextmanager, nullcontext
+from collections import defaultdict
+from contextlib import asynccontextmanager, nullcontext, suppress
 
 import pytest
 import uvicorn
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosedOK
+from websockets.exceptions import ConnectionClosedError, ConnectionClosedOK
 from websockets.frames import Frame, Opcode
 
 from messaging import serving
-from messaging.frames import text_frame
-from messaging.sockets import BoundedProtocol
+from messaging.frames import ping_frame, text_frame
+from messaging.sockets import BoundedProtocol, Pings
 from messaging.wire import EXTENSION
 from tests.support.waiting import eventually
 
@@ -70,28 +70,101 @@ async def serving_silence(application=accept, **options):
         await task
 
 
-async def test_first_pings_are_due_at_full_seconds_and_none_late():
-    loop = asyncio.get_running_loop()
-    async with serving_silence() as (server, url, _):
-        for _ in range(3):
-            began = loop.time()
-            async with connect(url, proxy=None), connect(url, proxy=None):
-                assert len(server.sockets) == 2
-                for each in server.sockets:
-                    due = each.ping_timer.when()
-                    assert due == math.floor(due)
-                    assert began + PING_SECONDS - 1 < due <= loop.time() + PING_SECONDS
-            await eventually(lambda: not server.sockets, "both are gone")
+class Clock:
+    """A loop of which nothing is real but what is to be called next."""
+
+    def __init__(self, now):
+        self.now, self.due = now, []
+
+    def time(self):
+        return self.now
+
+    def call_at(self, moment, call, *args):
+        self.due.append((moment, call, args))
+
+    def call_soon(self, call, *args):
+        self.call_at(self.now, call, *args)
+
+    def run_until(self, end):
+        """Call what falls due, in its order; whatever comes later finds this clock at `end`. What
+        raises is nobody else's concern."""
+        while self.due and min(moment for moment, *_ in self.due) <= end:
+            self.due.sort(key=lambda each: each[0])
+            moment, call, args = self.due.pop(0)
+            self.now = max(self.now, moment)
+            with suppress(OSError):
+                call(*args)
+        self.now = end
 
 
-async def test_ping_after_an_answer_is_due_at_a_full_second_and_not_late():
-    async with serving_silence() as (server, url, _), connect(url, proxy=None):
-        (each,) = server.sockets
-        first = each.ping_timer
-        await eventually(lambda: each.ping_timer not in (first, None), "a ping and its answer")
-        due = each.ping_timer.when()
-        assert due == math.floor(due)
-        assert 0 < due - first.when() <= PING_SECONDS
+class Pinged:
+    """A socket that notes when it was pinged, and with what."""
+
+    def __init__(self, loop, failing=False):
+        self.loop, self.failing, self.moments, self.frames = loop, failing, [], []
+
+    def ping(self, content, frame):
+        assert frame == Frame(Opcode.PING, content).serialize(mask=False)
+        self.moments.append(self.loop.now)
+        self.frames.append(frame)
+        if self.failing:
+            raise OSError
+
+
+@pytest.mark.parametrize("came", [100.0, 100.3, 100.999])
+def test_socket_is_pinged_at_full_seconds_once_an_interval_and_never_late(came):
+    clock, pings = Clock(came), Pings(5)
+    socket = Pinged(clock)
+    pings.add(socket)
+    clock.run_until(120)
+    assert socket.moments == [105, 110, 115, 120]
+
+
+def test_sockets_that_come_at_once_are_spread_over_the_seconds_and_share_their_frames():
+    clock, pings = Clock(100.3), Pings(5)
+    sockets = [Pinged(clock) for _ in range(15)]
+    for each in sockets:
+        pings.add(each)
+    clock.run_until(110)
+    by_second = defaultdict(list)
+    for each in sockets:
+        by_second[tuple(each.moments)].append(tuple(each.frames))
+    assert by_second.keys() == {(first, first + 5) for first in range(101, 106)}
+    assert [len(alike) for alike in by_second.values()] == [3] * 5
+    assert len({frame for frames in by_second.values() for each in frames for frame in each}) == 10
+
+
+def test_nobody_is_waited_for_when_all_have_gone_and_who_comes_then_is_pinged():
+    clock, pings = Clock(100.3), Pings(5)
+    socket = Pinged(clock)
+    pings.add(socket).discard(socket)
+    clock.run_until(110)
+    assert (socket.moments, clock.due) == ([], [])
+    pings.add(socket)
+    clock.run_until(115)
+    assert socket.moments == [115]
+
+
+def test_server_that_stood_still_leaves_nobody_out_and_pings_nobody_twice_at_once():
+    clock, pings = Clock(100.3), Pings(5)
+    sockets = [Pinged(clock) for _ in range(5)]
+    for each in sockets:
+        pings.add(each)
+    clock.run_until(102.5)
+    clock.now = 134.5
+    clock.run_until(144)
+    assert [each.moments for each in reversed(sockets)] == [
+        [101, 137, 142], [102, 138, 143], [134.5, 139, 144], [135, 140], [136, 141],
+    ]  # fmt: skip
+
+
+def test_socket_that_fails_keeps_nobody_from_being_pinged():
+    clock, pings = Clock(100.3), Pings(2)
+    sockets = [Pinged(clock, failing) for failing in (True, False, False, False)]
+    for each in sockets:
+        pings.add(each)
+    clock.run_until(106)
+    assert [len(each.moments) for each in sockets] == [3] * 4
 
 
 async def test_idle_server_wakes_once_a_second():
@@ -203,13 +276,27 @@ async def test_pong_among_texts_is_taken_and_each_peer_is_pinged_again(with_stra
         monitored = socket.conn.receive_data
         socket.conn.receive_data = lambda data: (frames.append(data), monitored(data))
         for count in (1, 2, 3):
-            first = socket.ping_timer
-            socket.send_keepalive_ping()
+            socket.ping(b"%d" % count, ping_frame(b"%d" % count))
             client.transport.write(stray + Frame(Opcode.TEXT, b"a").serialize(mask=True))
-            await eventually(lambda first=first: socket.ping_timer not in (first, None), "its pong")
+            await eventually(lambda: socket.pending_ping_payload is None, "its pong")
             await eventually(lambda count=count: application.seen == count, "the text")
-            assert (socket.pong_timer, socket.pending_ping_payload) == (None, None)
         assert frames == [], "nothing had to be parsed"
+
+
+async def test_server_pings_and_peer_that_has_not_answered_by_the_next_ping_is_closed():
+    async with wired(ws_per_message_deflate=False) as (application, client):
+        socket, pinged = application.wire, []
+        ping = socket.ping
+        socket.ping = lambda *args: (pinged.append(args), ping(*args))
+        await eventually(lambda: len(pinged) == 2, "two pings, of which the first was answered")
+        assert not socket.close_sent
+        client.transport.pause_reading()
+        await eventually(lambda: socket.close_sent, "it is given up")
+        assert len(pinged) in (3, 4), "the second may have been read, or not"
+        client.transport.resume_reading()
+        with pytest.raises(ConnectionClosedError) as caught:
+            await client.recv()
+        assert caught.value.rcvd.code == 1011
 
 
 async def test_peer_that_does_not_read_pauses_the_wire_until_it_does():

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 from django.db import OperationalError
 
 from messaging import check, registry
 from messaging.conf import conf
+from messaging.hub import LiveSession
 from messaging.node import Node
+from messaging.protocol.close_codes import CloseCode
 from messaging.tick import UIDS_A_SLICE
+from subscriptions.bindings import ChannelKey, GroupBinding
 from tests.support.waiting import eventually
 
 
@@ -123,6 +127,31 @@ async def test_memory_is_compared_as_often_whatever_a_round_takes(node, monkeypa
     assert compared == list(range(0, ticks, node.conf.check_ticks))
 
 
+async def test_slice_that_fails_keeps_no_other_from_being_looked_at_but_the_round_does_not_count(
+    node, monkeypatch
+):
+    asked, fails = [], True
+
+    async def ask(node, uids):
+        asked.append(len(uids))
+        if fails and len(asked) == 2:
+            raise OperationalError("a row is held")
+        return []
+
+    monkeypatch.setattr(check, "check_memberships", ask)
+    monkeypatch.setattr(check, "check_sessions", nothing_found)
+    node.hub.by_uid = {f"u{number}": {} for number in range(3 * UIDS_A_SLICE)}
+    for _ in range(3):
+        with suppress(OperationalError):
+            await node.tick.check()
+    assert sum(asked) == 3 * UIDS_A_SLICE
+    assert (node.tick.rounds, registry.mark_checked in node.database.written) == (0, False)
+    fails = False
+    for _ in range(3):
+        await node.tick.check()
+    assert (node.tick.rounds, registry.mark_checked in node.database.written) == (1, True)
+
+
 async def nothing_found(*args):
     """A part of the check, for which all is well."""
     return []
@@ -176,3 +205,55 @@ async def test_node_that_drains_goes_on_to_probe_and_judges_nothing(node, settin
     await asyncio.gather(running, return_exceptions=True)
     assert node.probe.missed == 0
     assert node.database.written == []
+
+
+class Attended:
+    """A member who is far behind in one channel: in which ticks it was attended, and asked to
+    go."""
+
+    def __init__(self, node, seq):
+        self.session = LiveSession("s", "alice", None, None)
+        self.ticks, self.closed = [], []
+        node.members["s"] = self
+        node.hub.bind(self.session, 1, ChannelKey(2, "room"), GroupBinding("alice", 1, 1, 0), 0)
+        node.hub.begin_behind(self.session, 1, seq)
+
+    def attend(self, now):
+        self.ticks.append(now)
+
+    def close_soon(self, code):
+        self.closed.append(code)
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+async def test_sessions_are_attended_as_often_as_compared_and_laggards_asked_to_go(
+    node, time, beyond
+):
+    member = Attended(node, node.conf.lag_messages + beyond)
+    for time.now in range(7):
+        await node.tick.attend_sessions()
+    ticks = list(range(node.conf.check_ticks - 1, 7, node.conf.check_ticks))
+    assert member.ticks == ticks
+    assert member.closed == [CloseCode.TRY_AGAIN] * len(ticks) * beyond
+
+
+async def test_layer_that_hangs_while_others_are_listened_to_holds_up_no_tick(node):
+    """Joining and leaving their groups takes up to three times `layer_seconds`, which the sweep
+    must not wait for."""
+    listened, released = [], asyncio.Event()
+
+    async def listen():
+        listened.append(node.tick.rounds)
+        await released.wait()
+        return False
+
+    node.peers.listen = listen
+    for _ in range(3):
+        await node.tick.send_probe()
+        await asyncio.sleep(0)
+    assert len(listened) == 1
+    released.set()
+    await node.tick._listening
+    await node.tick.send_probe()
+    await node.tick._listening
+    assert len(listened) == 2

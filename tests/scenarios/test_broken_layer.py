@@ -16,7 +16,7 @@ from subscriptions import services
 from subscriptions.bindings import ChannelKey
 from subscriptions.models import Finding
 from tests.support.factories import in_thread, make_group, make_users
-from tests.support.layers import lose_group
+from tests.support.layers import lose_group, subscribed
 from tests.support.peers import Peer
 from tests.support.server import running_server
 from tests.support.services import Valkey
@@ -181,7 +181,7 @@ async def assert_all_heard(bob, talk):
 async def assert_doorbells_ring(server, alice, bob):
     """What is sent now is heard by the layer, not by a tick."""
     await eventually(lambda: not server.node.pending_groups, "the groups to be joined")
-    await eventually(lambda: server.node.layer.subscribed() is not None, "Redis to be connected")
+    await eventually(lambda: subscribed(server.node.layer) is not None, "Redis to be connected")
     server.node.conf = replace(server.node.conf, steps=())
     await alice.send("team", "by the layer")
     await bob.until_heard("team", "by the layer")

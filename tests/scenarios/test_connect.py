@@ -12,18 +12,20 @@ from contextlib import asynccontextmanager
 from functools import wraps
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 from django.db.backends.utils import CursorWrapper
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from messaging import auth, check, database
+from messaging.appender import Appender
 from messaging.batching import Batcher
 from messaging.layer import NodeLayer
+from messaging.messages import Draft
 from subscriptions import services
 from subscriptions.bindings import ChannelKey
 from subscriptions.models import Channel, Membership
-from subscriptions.selectors import memberships_of
+from subscriptions.selectors import heads, keys_of, memberships_of
 from tests.support.factories import in_thread, make_group, make_users
 from tests.support.layers import inboxes, inboxes_in
 from tests.support.peers import Peer
@@ -95,7 +97,7 @@ def make_memberships(uid, count):
 
 @asynccontextmanager
 async def counted_connect(here, queries, uid):
-    """Connects; yields the statements up to the end of its confirmation, and its bindings."""
+    """Connects; yields the statements until nothing is asked any more, and its bindings."""
     queries.seen.clear()
     async with Peer(here.url, uid):
         await queries.until_idle()
@@ -298,7 +300,7 @@ async def test_join_between_the_read_and_the_answer_is_heard(check_off, here, in
     async with Peer(here.url, "alice") as alice:
         gap = in_the_gap(join_in_between)
         async with Peer(here.url, "bob") as bob:
-            assert gap == [[]]
+            assert gap == [{}]
             await alice.send("team", "afterwards")
             await bob.until_heard("team", "afterwards", 5)
             assert bob.texts("team") == ["in the gap", "afterwards"]
@@ -310,7 +312,7 @@ async def test_message_between_the_read_and_the_answer_is_heard_once(check_off, 
         await alice.send("team", "before")
         gap = in_the_gap(lambda: alice.send("team", "in the gap"))
         async with Peer(here.url, "bob") as bob:
-            assert [each.head for each in gap[0]] == [1]
+            assert [each.head for each in gap[0]["bob"]] == [1]
             await alice.send("team", "afterwards")
             await bob.until_heard("team", "afterwards", 5)
             assert bob.texts("team") == ["in the gap", "afterwards"]
@@ -323,10 +325,61 @@ async def test_second_look_finds_what_fell_between_in_a_quiet_room(
     joining it does not look either."""
     await in_thread(make_group, "team", "alice", "bob")
     async with Peer(here.url, "alice") as alice:
-        await eventually(lambda: not here.node.pending_groups, "alice's group is joined")
+        await here.come_to_rest()
         in_the_gap(lambda: alice.send("team", "in the gap"))
         async with Peer(here.url, "bob") as bob:
             await bob.until_heard("team", "in the gap")
+
+
+async def test_second_look_that_fails_is_taken_again(
+    nothing_but_connects, here, in_the_gap, monkeypatch
+):
+    """The group is new here, nobody rang, and no tick finds it."""
+    await in_thread(make_group, "team", "alice", "bob")
+    await here.come_to_rest()
+    failed = []
+    read = here.node.database.read
+
+    async def fail_once(question, *args, **kwargs):
+        if question is heads and not failed:
+            failed.append(True)
+            raise OperationalError("the connection is gone")
+        return await read(question, *args, **kwargs)
+
+    def write():
+        Appender().append([Draft(ChannelKey(2, "team"), "alice", b'{"type":1,"content":"hello"}')])
+
+    monkeypatch.setattr(here.node.database, "read", fail_once)
+    in_the_gap(lambda: in_thread(write))
+    async with Peer(here.url, "bob") as bob:
+        await bob.until_heard("team", "hello")
+    assert failed
+
+
+async def test_group_that_ends_while_names_are_read_is_begun_again(
+    nothing_but_connects, here, monkeypatch
+):
+    """bob's other room is new here, so its name is read; meanwhile alice leaves the one that was
+    not."""
+    team = await in_thread(make_group, "team", "alice", "bob")
+    await in_thread(make_group, "other", "bob")
+    read, asked = here.node.database.read, []
+
+    async def read_then_end(question, *args, **kwargs):
+        answer = await read(question, *args, **kwargs)
+        if question is keys_of and "bob" in here.node.hub.by_uid:
+            if not asked:
+                await alice.close()
+                await eventually(lambda: team.pk not in here.node.hub.groups, "the group ends")
+            asked.append(set(answer.values()))
+        return answer
+
+    async with Peer(here.url, "alice") as alice:
+        monkeypatch.setattr(here.node.database, "read", read_then_end)
+        async with Peer(here.url, "bob") as bob, Peer(here.url, "alice") as again:
+            assert asked == [{ChannelKey(2, "other")}, {ChannelKey(2, "team")}]
+            await again.send("team", "hello")
+            await bob.until_heard("team", "hello")
 
 
 async def test_leave_between_the_read_and_the_answer_ends_hearing(check_off, here, in_the_gap):
@@ -340,7 +393,7 @@ async def test_leave_between_the_read_and_the_answer_ends_hearing(check_off, her
     async with Peer(here.url, "alice") as alice, Peer(here.url, "carol") as carol:
         gap = in_the_gap(leave_in_between)
         async with Peer(here.url, "bob") as bob:
-            assert len(gap[0]) == 1
+            assert len([*gap[0]["bob"]]) == 1
             await alice.send("team", "afterwards")
             await carol.until_heard("team", "afterwards")
             await alice.send("bob", "you are out", kind=1)
@@ -440,7 +493,8 @@ async def test_rows_whose_turn_to_be_closed_has_not_come_are_no_damage(check_off
     await in_thread(make_users, "alice", "bob", "carol")
     peers = [Peer(here.url, uid) for uid in ("alice", "bob", "carol")]
     await asyncio.gather(*(peer.open() for peer in peers))
-    here.node._closings = Batcher(here.node._close_together, 1)
+    departures = here.node.departures
+    departures._together = Batcher(departures._close_together, 1)
     released = threading.Event()
     holding = asyncio.ensure_future(here.node.database.write(released.wait, PATIENCE))
     await asyncio.gather(*(peer.close() for peer in peers))

@@ -49,6 +49,7 @@ async def test_group_that_the_layer_lost_is_joined_again_by_the_check_alone(only
     channel = await in_thread(make_group, "team", "alice", "bob")
     layer = here.node.layer
     async with Peer(here.url, "alice") as alice, Peer(here.url, "bob") as bob:
+        await here.come_to_rest()  # who hears of the joins now joins the group again
         lose_group(layer, channel.group)
         found = Finding.objects.filter(reason="layer", channel=channel, healed_by="check")
         async with asyncio.timeout(PATIENCE):

@@ -13,6 +13,7 @@ import pytest
 from django.db import connection
 from django.db.models import F
 
+from messaging import check
 from messaging.hub import LiveSession
 from messaging.models import Node, Session
 from subscriptions import audits
@@ -50,7 +51,7 @@ class Room:
 
 
 async def lose_from_group(room):
-    del room.group.sessions[room.session("bob").id]
+    del room.group.bindings[room.session("bob")]
     return "missing_group_binding", "group table"
 
 
@@ -65,11 +66,6 @@ async def lose_from_both(room):
     return "missing_group_binding", "both tables"
 
 
-async def lose_fence(room):
-    del room.group.bindings[room.session("bob").id]
-    return "missing_group_binding", "fence"
-
-
 async def lose_position(room):
     del room.session("bob").heard[room.channel.pk]
     return "missing_group_binding", "position"
@@ -78,8 +74,8 @@ async def lose_position(room):
 async def raise_version(room):
     """He could be removed and would go on hearing: what he holds claims to know better."""
     session = room.session("bob")
-    held = room.group.bindings[session.id]
-    room.group.bindings[session.id] = replace(held, version=held.version + 5)
+    held = room.group.bindings[session]
+    room.group.bindings[session] = replace(held, version=held.version + 5)
     return "missing_group_binding", "ahead"
 
 
@@ -89,6 +85,12 @@ async def raise_position(room):
     return "missing_group_binding", "ahead"
 
 
+async def lose_from_group_and_raise_position(room):
+    """What is written while a second repair is waited for would be taken for heard."""
+    await raise_position(room)
+    return await lose_from_group(room)
+
+
 async def lose_from_list(room):
     del room.node.hub.by_uid["bob"]
     return "missing_group_binding", "session list"
@@ -96,7 +98,6 @@ async def lose_from_list(room):
 
 async def lose_all_trace(room):
     await lose_from_both(room)
-    del room.group.bindings[room.session("bob").id]
     del room.session("bob").heard[room.channel.pk]
     return "missing_group_binding", "membership"
 
@@ -108,13 +109,13 @@ async def lose_from_layer(room):
 
 async def leave_a_closed_session(room):
     ghost = LiveSession("ghost", "bob", room.session("bob").port, room.session("bob").opened_at)
-    room.group.sessions["ghost"] = ghost
+    room.group.bindings[ghost] = GroupBinding("bob", room.group.newest)
     return "stray_group_binding", "closed session"
 
 
 async def put_a_stranger_into_the_group(room):
     eve = room.session("eve")
-    room.group.sessions[eve.id] = eve
+    room.group.bindings[eve] = GroupBinding("eve", room.group.newest)
     return "stray_group_binding", "group table"
 
 
@@ -185,11 +186,11 @@ def past_triggers(change, *args, **kwargs):
 
 
 DAMAGES = [
-    lose_from_group, lose_from_session, lose_from_both, lose_fence, lose_position, lose_from_list,
-    lose_all_trace, lose_from_layer, raise_version, raise_position,
-    leave_a_closed_session, put_a_stranger_into_the_group, bind_a_stranger, lose_a_doorbell,
-    lose_session_row, forge_session_row, leave_row_of_a_dead_node, deafen_node, lower_head,
-    forge_join,
+    lose_from_group, lose_from_session, lose_from_both, lose_position, lose_from_list,
+    lose_from_group_and_raise_position, lose_all_trace, lose_from_layer, raise_version,
+    raise_position, leave_a_closed_session, put_a_stranger_into_the_group, bind_a_stranger,
+    lose_a_doorbell, lose_session_row, forge_session_row, leave_row_of_a_dead_node, deafen_node,
+    lower_head, forge_join,
 ]  # fmt: skip
 
 
@@ -204,6 +205,7 @@ async def test_damage_is_named_mended_and_gone(here, damage):
     ):
         await alice.send("room", "first")
         await bob.until_heard("room", "first")
+        await here.come_to_rest()  # who hears of the joins now would mend it first
         kind, reason = await damage(Room(here.node, channel, alice, bob))
 
         # The sender's own message moves his position by its doorbell, too.
@@ -226,6 +228,22 @@ async def test_damage_is_named_mended_and_gone(here, damage):
         await bob.until_heard("room", "last")
         assert bob.texts("room") == ["first", *unheard, "last"]
         assert not eve.heard
+
+
+async def test_socket_that_is_missing_from_the_list_is_not_taken_for_one_that_has_ended(here):
+    """A repair of what somebody else left in the group leaves him his position."""
+    channel = await in_thread(make_group, "room", "alice", "bob")
+    async with Peer(here.url, "alice") as alice, Peer(here.url, "bob") as bob:
+        room = Room(here.node, channel, alice, bob)
+        await leave_a_closed_session(room)
+        found = check.check_memory(here.node)
+        session = room.session("bob")
+        heard = dict(session.heard)
+        del here.node.hub.sessions[session.id]
+        assert [gone async for _, gone in check.repair(here.node, found)] == [True]
+        assert [each.uid for each in room.group.bindings] == ["alice", "bob"]
+        assert session.heard == heard
+        here.node.hub.sessions[session.id] = session
 
 
 async def test_membership_lost_past_the_triggers_ends_the_stay(here):

@@ -36,7 +36,7 @@ RATE = 50
 
 def lose_group_entry(node, channel, session):
     """Take the session out of the group's table."""
-    del node.hub.groups[channel.pk].sessions[session.id]
+    del node.hub.groups[channel.pk].bindings[session]
 
 
 def lose_session_entry(node, channel, session):
@@ -81,6 +81,7 @@ async def three_members(here, room):
         await alice.send(room, "first")
         await bob.until_heard(room, "first")
         await carol.until_heard(room, "first")
+        await here.come_to_rest()  # who hears of the joins now would mend what is lost next
         yield channel, alice, bob, carol
 
 
@@ -254,7 +255,7 @@ def hub_picture(node):
     """Both tables, the positions and the layer's groups, copied."""
     sessions = node.hub.sessions.values()
     return (
-        {channel: (set(g.sessions), dict(g.bindings)) for channel, g in node.hub.groups.items()},
+        {channel: dict(g.bindings) for channel, g in node.hub.groups.items()},
         {session.id: (set(session.bindings), dict(session.heard)) for session in sessions},
         inboxes(node.layer),
     )

@@ -486,6 +486,21 @@ async def test_gap_does_not_wait_for_the_layer(nothing_else, here, monkeypatch):
         released.set()
 
 
+async def test_message_between_the_read_and_the_answer_is_heard_by_who_was_level(
+    nothing_else, here, in_between
+):
+    """He does not lag, no later message shows the hole, and the group is open already."""
+    await in_thread(make_group, "team", "alice", "bob")
+    async with Peer(here.url, "alice") as alice:
+        await say(alice, "team", 3)
+        await here.come_to_rest()
+        in_between(lambda: say(alice, "team", 1))
+        async with resumed(here, "bob", at(3)) as (bob, told):
+            assert told == [ok(3)]
+            await hear_all(bob, "team", 4)
+            assert bob.seqs("team") == [4]
+
+
 # --- many, and slowly ---------------------------------------------------------------------------
 
 

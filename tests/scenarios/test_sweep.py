@@ -41,6 +41,7 @@ def join_by_sql(channel, uid):
 async def test_message_without_a_doorbell_is_heard_and_recorded(here):
     await in_thread(make_group, "team", "alice", "bob")
     async with Peer(here.url, "bob") as bob:
+        await here.come_to_rest()  # a look that is under way would find it, and nothing was missed
         await in_thread(append_elsewhere, "nobody rang")
         await bob.until_heard("team", "nobody rang", BOUND)
         async with asyncio.timeout(PATIENCE):

@@ -663,7 +663,7 @@ def test_selection_that_is_gone_asks_nobody(admin, action):
 def lose_binding(node, channel, uid):
     """Take the uid's only session out of its group's table, behind the server's back."""
     (session,) = node.hub.by_uid[uid].values()
-    del node.hub.groups[channel.pk].sessions[session.id]
+    del node.hub.groups[channel.pk].bindings[session]
 
 
 @pytest.fixture

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 
-from hypothesis import assume, example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from subscriptions.audit import compare_group_tables, compare_session_tables, tables_agree
+from subscriptions.audit import Agreement, compare_group_tables, compare_session_tables
 
-SESSIONS = [f"s{number}" for number in range(4)]
-CHANNELS = range(1, 5)
+SESSIONS = [f"s{number}" for number in range(3)]
+CHANNELS = range(1, 4)
 PAIRS = [(session, channel) for session in SESSIONS for channel in CHANNELS]
-TABLES = ("bindings of the session", "position", "table of the group", "fence")
+TABLES = ("bindings of the session", "position", "table of the group")
 
 
-@dataclass
+@dataclass(eq=False)
 class Session:
     id: str
     uid: str = "alice"
@@ -26,94 +27,108 @@ class Session:
 @dataclass
 class Group:
     channel: int
-    sessions: dict[str, object] = field(default_factory=dict)
-    bindings: dict[str, object] = field(default_factory=dict)
+    bindings: dict[Session, object] = field(default_factory=dict)
 
 
-def tables_of(pairs):
-    """Sessions and groups that agree about these pairs; those without any are not there."""
-    sessions = {name: Session(name) for name, _ in pairs}
-    groups = {channel: Group(channel) for _, channel in pairs}
-    for name, channel in pairs:
-        for place, table in enumerate(TABLES):
-            put(sessions, groups, name, channel, table, place)
-    return sessions, groups
+class Tables:
+    """Those of some sessions and groups, of which each may be gone."""
+
+    def __init__(self, pairs=()):
+        self.sessions = {name: Session(name) for name in SESSIONS}
+        self.groups = {channel: Group(channel) for channel in CHANNELS}
+        self.all = (dict(self.sessions), dict(self.groups))
+        for name, channel in pairs:
+            self.put(name, channel, TABLES)
+
+    def tables(self, name, channel, tables):
+        """(table, key) of an entry in these tables."""
+        session, group = self.all[0][name], self.all[1][channel]
+        places = (
+            (session.bindings, channel), (session.heard, channel), (group.bindings, session),
+        )  # fmt: skip
+        return [places[TABLES.index(table)] for table in tables]
+
+    def put(self, name, channel, tables):
+        for table, key in self.tables(name, channel, tables):
+            table[key] = 1
+
+    def lose(self, name, channel, tables):
+        for table, key in self.tables(name, channel, tables):
+            table.pop(key, None)
+
+    def close(self, name, channel, tables):
+        """The session is not connected any more; the tables are as they were."""
+        self.sessions.pop(name, None)
+
+    def drop(self, name, channel, tables):
+        """The group is gone; the tables are as they were."""
+        self.groups.pop(channel, None)
+
+    @property
+    def agree(self):
+        """Whether they do, by every entry."""
+        own = {(each, channel) for each in self.sessions.values() for channel in each.bindings}
+        heard = {(each, channel) for each in self.sessions.values() for channel in each.heard}
+        theirs = {
+            (each, group.channel) for group in self.groups.values() for each in group.bindings
+        }
+        return own == heard == theirs
+
+    @property
+    def faults(self):
+        """What the search for every single fault finds."""
+        return [*compare_session_tables(self.sessions.values(), self.groups),
+                *compare_group_tables(self.groups.values(), self.sessions)]  # fmt: skip
 
 
-def put(sessions, groups, name, channel, table, value=0):
-    if table == TABLES[0]:
-        sessions[name].bindings[channel] = value
-    elif table == TABLES[1]:
-        sessions[name].heard[channel] = value
-    elif table == TABLES[2]:
-        groups[channel].sessions[name] = value
-    else:
-        groups[channel].bindings[name] = value
+def held(agreement, tables):
+    return agreement.holds(tables.sessions.values(), tables.groups)
 
 
-def lose(sessions, groups, name, channel, table):
-    if table == TABLES[0]:
-        del sessions[name].bindings[channel]
-    elif table == TABLES[1]:
-        del sessions[name].heard[channel]
-    elif table == TABLES[2]:
-        del groups[channel].sessions[name]
-    else:
-        del groups[channel].bindings[name]
-
-
-def faults(sessions, groups):
-    """What the comparison of every single entry finds."""
-    return [*compare_session_tables(sessions.values(), groups),
-            *compare_group_tables(groups.values(), sessions)]  # fmt: skip
-
-
-@given(pairs=st.sets(st.sampled_from(PAIRS)))
-def test_tables_that_say_the_same_agree(pairs):
-    sessions, groups = tables_of(pairs)
-    assert tables_agree(sessions, groups)
-    assert not faults(sessions, groups)
-
-
-@given(
-    pairs=st.sets(st.sampled_from(PAIRS), min_size=1),
-    damage=st.lists(st.tuples(st.integers(0, 15), st.sampled_from(TABLES)), min_size=1, max_size=4),
+EVERYWHERE = st.just(TABLES)
+SOMEWHERE = st.lists(st.sampled_from(TABLES), min_size=1, max_size=2, unique=True)
+CHANGES = st.tuples(
+    st.sampled_from([Tables.put, Tables.lose, Tables.put, Tables.lose, Tables.close, Tables.drop]),
+    st.sampled_from(PAIRS),
+    st.one_of(EVERYWHERE, EVERYWHERE, SOMEWHERE),
 )
-def test_tables_that_lack_something_do_not_agree(pairs, damage):
-    sessions, groups = tables_of(pairs)
-    ordered = sorted(pairs)
-    lost = {(ordered[number % len(ordered)], table) for number, table in damage}
-    for (name, channel), table in lost:
-        lose(sessions, groups, name, channel, table)
-    everywhere = all((pair, table) in lost for pair, _ in lost for table in TABLES)
-    assert tables_agree(sessions, groups) is everywhere
 
 
-@given(pairs=st.sets(st.sampled_from(PAIRS), min_size=2), table=st.sampled_from(TABLES))
-def test_entry_that_moved_from_one_to_another_is_noticed(pairs, table):
-    """As many as there ought to be, of the same channels and the same sessions, and yet wrong."""
-    sessions, groups = tables_of(pairs)
-    (name, channel), (other, elsewhere), *_ = sorted(pairs)
-    moved = (other, channel) if (other, channel) not in pairs else (name, elsewhere)
-    assume(moved not in pairs)
-    lose(sessions, groups, name, channel, table)
-    put(sessions, groups, *moved, table)
-    assert not tables_agree(sessions, groups)
+@settings(max_examples=1000)
+@given(
+    pairs=st.sets(st.sampled_from(PAIRS), min_size=4),
+    turns=st.lists(st.lists(CHANGES, min_size=1, max_size=3), min_size=1, max_size=6),
+)
+@example(
+    pairs={("s0", 1), ("s1", 2)},
+    turns=[[(Tables.lose, ("s0", 1), TABLES[2:]), (Tables.put, ("s1", 1), TABLES[2:])]],
+)
+def test_tables_agree_when_every_entry_is_at_both_ends_whatever_changed_since(pairs, turns):
+    """The first look and every further one, by what came and went, say what all entries say; and
+    where they do not agree the search finds a fault, and nowhere else."""
+    agreement, tables = Agreement(), Tables(pairs)
+    assert held(agreement, tables)
+    for turn in turns:
+        for change, pair, where in turn:
+            change(tables, *pair, where)
+        assert held(agreement, tables) is tables.agree
+        assert held(agreement, tables) is tables.agree
+        assert bool(tables.faults) is not tables.agree
 
 
-@given(own=st.sets(st.sampled_from(PAIRS)), of_groups=st.sets(st.sampled_from(PAIRS)))
-@example(own={("s0", 1), ("s0", 4)}, of_groups={("s0", 2), ("s0", 3)})
-@example(own={("s0", 1), ("s3", 1)}, of_groups={("s1", 1), ("s2", 1)})
-def test_sessions_agree_with_the_groups_that_say_the_same_and_no_others(own, of_groups):
-    """Numbers that add up to the same are not the same."""
-    sessions, _ = tables_of(own)
-    _, groups = tables_of(of_groups)
-    assert tables_agree(sessions, groups) is (own == of_groups)
+def test_what_is_gone_is_let_go_of():
+    """A session that has ended is not kept in memory by what it once was bound to."""
+    agreement, tables = Agreement(), Tables([("s0", 1), ("s1", 1)])
+    assert held(agreement, tables)
+    gone = weakref.ref(tables.sessions["s0"])
+    tables.lose("s0", 1, TABLES)
+    tables = Tables([("s1", 1)])
+    held(agreement, tables)
+    assert gone() is None
 
 
-def test_session_that_is_closed_and_group_that_is_gone_are_noticed():
-    for keep in ("sessions", "groups"):
-        sessions, groups = tables_of([("s1", 1), ("s2", 1), ("s2", 2)])
-        (sessions if keep == "groups" else groups).popitem()
-        assert not tables_agree(sessions, groups)
-        assert faults(sessions, groups)
+def test_session_of_the_same_name_is_another():
+    tables = Tables([("s0", 1)])
+    tables.sessions["s0"] = Session("s0", bindings={1: 1}, heard={1: 1})
+    assert not held(Agreement(), tables)
+    assert [each.reason for each in tables.faults] == ["group table", "closed session"]

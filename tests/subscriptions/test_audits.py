@@ -280,7 +280,8 @@ def test_mended_membership_names_the_audit_in_the_change_log(db):
     Membership.objects.filter(uid="alice")._raw_delete("default")
     install.install(connection)
     audit = audits.request_audit(repair=True, actor="operator")
-    lines = MembershipChange.objects.filter(actor="repair").values_list("joined", "reason")
+    lines = MembershipChange.objects.filter(actor="repair").order_by("version")
+    lines = lines.values_list("joined", "reason")
     reason = f"audit {audit.pk} of operator"
     assert list(lines) == [(False, reason), (True, reason), (False, reason)]
     assert not MembershipChange.objects.filter(actor=None).exists()

@@ -367,7 +367,7 @@ def closed_so_long_after(past, node, seconds, because, **fields):
     return verdict(past.send(**fields))
 
 
-SOCKET_SECONDS = serving.PING_INTERVAL + serving.PING_TIMEOUT
+SOCKET_SECONDS = 2 * serving.PING_INTERVAL
 UNCLEAN = {
     "gone without a word": (SOCKET_SECONDS, "up to 40 s late"),
     "close code 1011": (SOCKET_SECONDS, "up to 40 s late"),

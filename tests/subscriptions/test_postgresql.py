@@ -29,21 +29,45 @@ pytestmark = [
 PATIENCE = 10.0
 """Seconds to wait for what another session must come to."""
 
+LAUNCH = 60.0
+"""Seconds to wait for autovacuum, which goes from one database of the server to the next."""
+
 INSERT = f"INSERT INTO {MEMBERSHIP} (channel_id, uid) VALUES (%s, %s)"
 DELETE = f"DELETE FROM {MEMBERSHIP} WHERE channel_id = %s AND uid = %s"
 TAKE = f"SELECT 1 FROM {CHANNEL} WHERE id = %s FOR NO KEY UPDATE"
+
+
+SLOWLY = {
+    "autovacuum_vacuum_threshold": 0, "autovacuum_vacuum_scale_factor": 0,
+    "autovacuum_vacuum_cost_limit": 1, "autovacuum_vacuum_cost_delay": 100,
+}  # fmt: skip
+"""Settings of a table: vacuumed after each change, and never done: 0.1 s and more a page."""
+
+INSERT_MANY = f"""
+    INSERT INTO {MEMBERSHIP} (channel_id, uid)
+    SELECT %s, 'user' || number FROM generate_series(1, 5000) AS number
+"""
+VACUUMED = """
+    SELECT 1 FROM pg_stat_progress_vacuum
+    WHERE datname = current_database() AND relid = %s::regclass
+"""
+
+
+def connect(**options):
+    """A session of somebody else's."""
+    settings = connection.settings_dict
+    return psycopg.connect(
+        host=settings["HOST"], port=settings["PORT"], user=settings["USER"],
+        dbname=settings["NAME"], **options,
+    )  # fmt: skip
 
 
 class Other:
     """A session of somebody else's, in a transaction until it commits."""
 
     def __init__(self, pool):
-        settings = connection.settings_dict
         self.pool = pool
-        self.session = psycopg.connect(
-            host=settings["HOST"], port=settings["PORT"], user=settings["USER"],
-            dbname=settings["NAME"],
-        )  # fmt: skip
+        self.session = connect()
 
     def execute(self, sql, *values):
         """Run a statement and wait for it."""
@@ -86,11 +110,11 @@ def others():
         yield open_one
 
 
-def until(holds):
+def until(holds, patience=PATIENCE):
     """Wait until `holds()`."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not holds():
-        assert time.monotonic() < deadline, f"waited {PATIENCE} s in vain"
+        assert time.monotonic() < deadline, f"waited {patience} s in vain"
         time.sleep(0.01)
 
 
@@ -509,7 +533,6 @@ def test_installing_lets_writers_pass_while_somebody_holds_a_table(pair, others)
 def test_migrate_that_does_not_get_the_tables_names_who_has_them(
     team, others, monkeypatch, damage, in_the_way
 ):
-    monkeypatch.setattr(install, "PATIENCE_SECONDS", 0.5)
     run(damage)
     sessions = {name: others() for name in ("reader", "idler", "writer")}
     for name, other in sessions.items():
@@ -519,8 +542,10 @@ def test_migrate_that_does_not_get_the_tables_names_who_has_them(
         sessions["writer"].execute(INSERT, team.pk, "late")
     else:
         sessions["writer"].rollback()
-    with pytest.raises(CommandError) as caught:
-        call_command("migrate", verbosity=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(install, "PATIENCE_SECONDS", 0.5)
+        with pytest.raises(CommandError) as caught:
+            call_command("migrate", verbosity=0)
     named = [
         f"process {sessions[name].session.info.backend_pid} ({name}), idle in transaction, in a"
         " transaction for 00:00:0"
@@ -533,6 +558,47 @@ def test_migrate_that_does_not_get_the_tables_names_who_has_them(
         other.rollback()
     call_command("migrate", verbosity=0)
     assert check_triggers(["default"]) == []
+
+
+@pytest.fixture
+def slow_vacuum(team):
+    """Autovacuum, at work on memberships for longer than anybody would wait for it."""
+    with connect(autocommit=True) as session:
+        try:
+            session.execute("ALTER SYSTEM SET autovacuum_naptime = '1s'")
+            session.execute("SELECT pg_reload_conf()")
+            settings = ", ".join(f"{name} = {value}" for name, value in SLOWLY.items())
+            session.execute(f"ALTER TABLE {MEMBERSHIP} SET ({settings})")
+            session.execute(INSERT_MANY, [team.pk])
+            session.execute(f"DELETE FROM {MEMBERSHIP}")
+            until(lambda: session.execute(VACUUMED, [MEMBERSHIP]).fetchone(), LAUNCH)
+            yield
+        finally:
+            session.execute(f"ALTER TABLE {MEMBERSHIP} RESET ({', '.join(SLOWLY)})")
+            session.execute("ALTER SYSTEM RESET autovacuum_naptime")
+            session.execute("SELECT pg_reload_conf()")
+            session.execute(f"DELETE FROM {CHANGE}")
+            session.execute(f"VACUUM FULL {MEMBERSHIP}, {CHANGE}")
+
+
+def test_installing_makes_autovacuum_give_way(slow_vacuum):
+    run(DAMAGE)
+    began = time.monotonic()
+    install.install(connection)
+    assert time.monotonic() - began < 5
+    assert install.differing(connection) == []
+
+
+def test_autovacuum_is_known_by_those_who_may_not_see_what_it_is(slow_vacuum):
+    """Whoever is no superuser is not shown the kind of a process, nor what it does."""
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE ROLE nobody_special")
+        try:
+            cursor.execute("SET ROLE nobody_special")
+            assert postgresql.vacuum_gives_way(cursor) == 1000
+        finally:
+            cursor.execute("RESET ROLE")
+            cursor.execute("DROP ROLE nobody_special")
 
 
 def test_triggers_are_installed_while_others_write(pair, others):

@@ -18,6 +18,14 @@ def lose_group(layer: NodeLayer, group: str) -> None:
     connection._writer.writelines(connection.pack_command("UNSUBSCRIBE", channel(layer, group)))
 
 
+def subscribed(layer: NodeLayer) -> set[str] | None:
+    """The groups whose events reach the node; None when it cannot be told."""
+    start = len(channel(layer, "")) if isinstance(layer._layer, RedisLayer) else 0
+    groups = {name[start:] for name in inboxes(layer)}
+    lost = layer.lost(groups)
+    return None if lost is None else groups.difference(lost)
+
+
 def inboxes(layer: NodeLayer) -> dict[str, set[str]]:
     """{group: inboxes in it}, as the layer of this process keeps it. Names are the layer's."""
     each = layer._layer._get_layer() if isinstance(layer._layer, RedisLayer) else layer._layer

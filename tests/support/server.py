@@ -25,6 +25,7 @@ from uvicorn.server import ServerState
 
 from tests.support import services
 from tests.support.scratch import reserve_port, scratch_folder
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 API_TOKEN = "tests-only-api-token"
@@ -77,6 +78,19 @@ class Here:
             answer = await client.post(path, json=body, headers={"token": API_TOKEN})
         assert answer.status_code == 200, answer.text
         return answer.json()
+
+    async def come_to_rest(self) -> None:
+        """Wait until all that was rung has been heard, groups are joined, and nobody looks for what
+        was said any more: what is written from now on is found by the tick alone."""
+        node = self.node
+        assert await node.hears_itself()
+        await eventually(
+            lambda: not (
+                node._errands or node.catch_up.looks
+                or node.pending_groups or node._joining.locked()
+            ),
+            "the node is at rest",
+        )  # fmt: skip
 
     @asynccontextmanager
     async def tcp(self) -> AsyncIterator[str]:

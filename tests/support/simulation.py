@@ -20,7 +20,7 @@ from messaging.fanout import Fanout
 from messaging.hub import LiveSession
 from messaging.messages import StoredMessage
 from messaging.node import Node
-from subscriptions.bindings import Change, Changes, ChannelKey, Expected, GroupBinding, Join
+from subscriptions.bindings import Change, Changes, ChannelKey, GroupBinding, Join, Memberships
 from subscriptions.marks import Mark
 from subscriptions.selectors import digest
 
@@ -93,14 +93,30 @@ class World:
 
     # --- what a node asks ---
 
-    def memberships_of(self, uids: Iterable[str]) -> list[Expected]:
+    def memberships_of(self, uids: Iterable[str]) -> dict[str, Memberships]:
         """One snapshot of the memberships of these uids."""
-        return [
-            Expected(each.pk, *each.key, uid, version, seq, each.version, each.head)
-            for each in self.channels.values()
-            for uid, (version, seq, _) in each.members.items()
-            if uid in uids
-        ]
+        states = {each.pk: (each.version, each.head) for each in self.channels.values()}
+        stays = {
+            uid: [
+                (each.pk, *each.members[uid][:2])
+                for each in self.channels.values()
+                if uid in each.members
+            ]
+            for uid in uids
+        }
+        return {
+            uid: Memberships(*map(list, zip(*rows, strict=True)), states)  # type: ignore[arg-type]  # three columns
+            for uid, rows in stays.items()
+            if rows
+        }
+
+    def keys_of(self, channels: Iterable[int]) -> dict[int, ChannelKey]:
+        """Names of channels."""
+        return {pk: self.channels[pk].key for pk in channels}
+
+    def channels_of(self, keys: Collection[ChannelKey]) -> dict[ChannelKey, int]:
+        """Channels by their names."""
+        return {each.key: each.pk for each in self.channels.values() if each.key in keys}
 
     def joins_of(self, places: Mapping[int, Collection[str]]) -> dict[tuple[int, str], Join]:
         """When the members among these came in."""
@@ -163,10 +179,10 @@ class World:
 
     def digests(self, uids: Iterable[str]) -> dict[str, tuple[int, int]]:
         """Digests as SQL computes them."""
-        pairs: dict[str, list[tuple[int, int]]] = {}
-        for each in self.memberships_of(uids):
-            pairs.setdefault(each.uid, []).append((each.channel, each.joined_version))
-        return {uid: digest(held) for uid, held in pairs.items()}
+        return {
+            uid: digest([(each.channel, each.joined_version) for each in held])
+            for uid, held in self.memberships_of(uids).items()
+        }
 
     def session_rows(self, node: int) -> dict[str, str]:
         """The rows of open sessions."""
@@ -258,9 +274,9 @@ class SimLayer:
         """The same, and nobody waits."""
         self.rejoining = asyncio.ensure_future(self.rejoin(list(groups)))
 
-    def subscribed(self) -> set[str]:
-        """What reaches the inbox."""
-        return self.groups
+    def lost(self, groups: Iterable[str]) -> list[str]:
+        """What does not reach the inbox."""
+        return [group for group in groups if group not in self.groups]
 
     def is_subscribed(self, group: str) -> bool:
         """Whether a group reaches the inbox."""
@@ -410,7 +426,7 @@ class Simulation:
         self.node.errand(self.node._join_pending())
 
     def connect(self) -> None:
-        """Somebody connects: register, read, bind, answer, look again."""
+        """Somebody connects: register, read, bind, answer."""
         if len(self.live()) < 6:
             self.node.errand(self._connect(self.die.choice(self.uids)))
 
@@ -424,8 +440,6 @@ class Simulation:
         await self.node.bind_memberships(mine.session)
         mine.since = self.world.now
         self.node.members[mine.session.id] = mine
-        if mine.open:
-            await self.node.confirm(mine.session)
 
     def close(self) -> None:
         """A socket goes."""
