@@ -243,14 +243,16 @@ class NodeLayer:
         await self._try(self._reconnect(groups) if self._takes_many else self._renew(groups))
 
     async def _reconnect(self, groups: Iterable[str]) -> None:
-        await self._layer.reconnect()
+        async with asyncio.timeout(conf().layer_seconds):
+            await self._layer.reconnect()
         await self.join(groups)
 
     async def _renew(self, groups: Iterable[str]) -> None:
         """Inboxes of renewals that failed half-way are given up by the first that does not."""
         kept = list(groups)
         self._stale.add(self.inbox)
-        self.inbox = await self._layer.new_channel("wukongim.")
+        async with asyncio.timeout(conf().layer_seconds):
+            self.inbox = await self._layer.new_channel("wukongim.")
         if self._receiver:
             self._receiver.cancel()
         await self.join(kept)

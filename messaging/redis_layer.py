@@ -343,11 +343,14 @@ class Shard(RedisSingleShardConnection):  # type: ignore[misc]
     # --- hearing -----------------------------------------------------------------------------
 
     async def _do_receiving(self) -> None:
+        task = asyncio.current_task()
         while True:
             try:
                 await self._hear()
             except Exception as error:  # noqa: BLE001 - hearing never ends: it begins again
                 self._note_trouble(error)
+            if self._receive_task is not task:
+                return  # cancelled as the connection failed: Python 3.11's TaskGroup forgets that
             if self._failures > 1:
                 longest = min(LONGEST_PAUSE, 0.05 * 2 ** min(self._failures, 10))
                 await asyncio.sleep(longest * random.uniform(0.5, 1))  # noqa: S311 - spreads nodes

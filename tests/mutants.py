@@ -338,6 +338,13 @@ MUTANTS = [
         "messaging/test_redis_layer.py scenarios/test_broken_layer.py",
     ),
     Mutant(
+        "the end of hearing, cancelled as the connection fails",
+        "messaging/redis_layer.py",
+        "            if self._receive_task is not task:\n",
+        "            if False:\n",
+        "messaging/test_redis_layer.py",
+    ),
+    Mutant(
         "the wait for Redis to confirm",
         "messaging/redis_layer.py",
         "            await shard.confirm(part)\n",

@@ -12,7 +12,7 @@ import pytest
 
 from messaging import redis_layer
 from messaging.layer import BATCH_BYTES, BATCH_EVENTS, NodeLayer
-from messaging.redis_layer import RedisLayer
+from messaging.redis_layer import RedisLayer, Shard
 from tests.support.layers import channel, lose_group, shard_of, subscribed
 from tests.support.services import Valkey, valkey
 from tests.support.waiting import PATIENCE, eventually
@@ -315,6 +315,29 @@ async def test_killed_connections_come_back_by_themselves(own, broken):
     assert subscribed(broken) == {"a"} | {f"g{number}" for number in range(300)}
     assert broken.reconnected.is_set()
     assert 1 <= broken.reconnects <= 20
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_another_connection_is_opened_just_as_the_present_one_fails(
+    broken, monkeypatch, turns
+):
+    """However many turns of the loop lie between: a task that has failed is still being told of."""
+    lost = asyncio.Event()
+
+    async def read_until_lost(self, connection):
+        await lost.wait()
+        raise ConnectionError("the connection was lost")
+
+    with monkeypatch.context() as reading:
+        reading.setattr(Shard, "_read", read_until_lost)
+        await broken._layer.reconnect()
+        await eventually(lambda: shard_of(broken)._asked, "the connection to be open")
+    lost.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(BOUND):
+        await broken.remake(["a"])
+    await hears_again(broken, "a", 1.0)
 
 
 async def test_reconnecting_subscribes_to_everything_at_once(own, broken):
