@@ -318,9 +318,7 @@ async def test_killed_connections_come_back_by_themselves(own, broken):
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_another_connection_is_opened_just_as_the_present_one_fails(
-    broken, monkeypatch, turns
-):
+async def test_reconnects_just_as_the_present_connection_fails(broken, monkeypatch, turns):
     """However many turns of the loop lie between: a task that has failed is still being told of."""
     lost = asyncio.Event()
 
