@@ -16,7 +16,7 @@ from typing import Any
 
 from django.db import DatabaseError
 
-from messaging import metrics
+from messaging import metrics, survey
 from messaging.conf import conf
 from messaging.database import DatabaseThreads
 from messaging.hub import Hub, LiveSession, Marks
@@ -201,7 +201,7 @@ class CatchUp:
         self, places: Mapping[int, Sequence[str]], settled: Mapping[str, list[LiveSession]]
     ) -> Marks:
         """What these sessions hold. One that is missing from its group has its position yet."""
-        marks = self.hub.marks(places)
+        marks = survey.marks_of(self.hub, places)
         for channel, named in places.items():
             for session in (each for uid in named for each in settled[uid]):
                 marks.setdefault((channel, session.id), (0, session.heard.get(channel, 0)))
@@ -282,7 +282,7 @@ class CatchUp:
         """Read the heads of these channels, and note in `behind` who is below one, after a moment.
         Asks without a mark: what a failed look left behind is found again. A version that is news
         is looked at."""
-        spans = self.hub.spans(channels)
+        spans = survey.spans_of(self.hub, channels)
         now = await self.database.read(heads, list(spans)) if spans else {}
         beyond = []
         for channel, (head, version) in now.items():
@@ -310,15 +310,15 @@ class CatchUp:
             await self._lower_marks()
 
     async def _ahead_in(self, channels: Collection[int]) -> list[tuple[int, LiveSession]]:
-        marks = self.hub.marks(channels)
+        marks = survey.marks_of(self.hub, channels)
         now = await self.database.read(heads, list(channels))
-        ahead = self.hub.ahead(marks, now)
+        ahead = survey.ahead(self.hub, marks, now)
         if not ahead:
             return []
         # A channel's row may be behind its own log, which is no fault of theirs.
         logged = await self.database.read(highest_seqs, {channel for channel, _ in ahead})
         truth = {c: (max(now[c][0], logged.get(c, 0)), now[c][1]) for c, _ in ahead}
-        return self.hub.ahead(marks, truth)
+        return survey.ahead(self.hub, marks, truth)
 
     async def _lower_marks(self) -> None:
         """The database may have been restored: what gets the same numbers again must be swept."""

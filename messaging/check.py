@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from messaging import registry
+from messaging import registry, survey
 from messaging.catch_up import CHANNELS_A_PART
 from messaging.hub import Group, LiveSession
 from subscriptions import audit
@@ -160,7 +160,7 @@ async def check_memberships(node: Node, uids: Collection[str]) -> list[Disagreem
         return ahead
     await node.catch_up.sweep_changes()
     expected = await _expected(node, suspects)
-    held = node.hub.survey(suspects).held
+    held = survey.look_at(node.hub, suspects).held
     inside = check_tables(node, [each for uid in held for each in node.hub.settled(uid)])
     explained = {(each.uid, each.channel) for each in inside}
     outside = audit.compare_memberships(
@@ -174,7 +174,7 @@ async def check_memberships(node: Node, uids: Collection[str]) -> list[Disagreem
 
 async def _differing(node: Node, uids: Collection[str]) -> list[str]:
     stored = await node.database.read(digests, list(uids))
-    held, apart = node.hub.survey(uids)
+    held, apart = survey.look_at(node.hub, uids)
     differing = [
         uid for uid, channels in held.items() if digest(channels.items()) != stored.get(uid, (0, 0))
     ]

@@ -31,7 +31,7 @@ from messaging.departures import Departures
 from messaging.hub import Group, Hub, LiveSession, Needs
 from messaging.layer import Event, NodeLayer
 from messaging.log import MessageLog
-from messaging.memberships import Memberships
+from messaging.membership_news import MembershipNews
 from messaging.messages import EVENT_VERSION, Draft, Outcome, Said, StoredMessage, StreamEvent
 from messaging.models import Session
 from messaging.outbox import Turn
@@ -111,7 +111,7 @@ class Node:
         self.members: dict[str, Member] = {}
         self.turn = Turn(self.loop)
         self.probe = Probe()
-        self.memberships = Memberships(self)
+        self.news = MembershipNews(self)
         self.peers = Peers(self)
         self.tick = Tick(self)
         self.answers = Answers(self)
@@ -125,7 +125,7 @@ class Node:
         self._events: dict[str, Callable[[Event], object]] = {
             "message": self._heard_message,
             "stream": self._heard_stream,
-            "membership": self.memberships.heard,
+            "membership": self.news.heard,
             "audit": lambda _: self.answers.wake(),
             "kick": lambda _: self.errand(self.read_kicks()),
             "probe": self._heard_probe,

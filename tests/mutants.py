@@ -667,7 +667,7 @@ MUTANTS = [
     ),
     Mutant(
         "the repair that asks no questions",
-        "messaging/memberships.py",
+        "messaging/membership_news.py",
         "rebind({channel: uids for channel, uids in local.items() if uids})",
         "rebind({})",
         "invariants/test_bindings_simulated.py",

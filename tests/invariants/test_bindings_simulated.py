@@ -176,10 +176,10 @@ async def test_asking_for_a_member_mends_the_bindings_whether_or_not_the_row_is_
             async with Simulation(seed) as sim:
                 whole = await played_and_damaged(sim)
                 for channel in sim.world.channels.values():
-                    await sim.node.memberships.ensure({channel.pk: list(channel.members)})
+                    await sim.node.news.ensure({channel.pk: list(channel.members)})
                 assert picture(sim) == whole
                 for channel in sim.world.channels.values():
-                    await sim.node.memberships.ensure({channel.pk: list(channel.members)})
+                    await sim.node.news.ensure({channel.pk: list(channel.members)})
                 assert picture(sim) == whole
 
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from messaging import survey
 from messaging.hub import Hub, LiveSession, Needs
 from messaging.messages import StoredMessage, StreamEvent
 from subscriptions.bindings import Change, Changes, ChannelKey, GroupBinding, Memberships
@@ -31,7 +32,7 @@ def connect(hub, session, stays):
 
 def test_one_session_says_what_it_is_bound_to(hub):
     connect(hub, "a", {1: 4, 2: 7})
-    assert hub.survey(["alice", "bob"]).held == {"alice": {1: 4, 2: 7}}
+    assert survey.look_at(hub, ["alice", "bob"]).held == {"alice": {1: 4, 2: 7}}
 
 
 @pytest.mark.parametrize(
@@ -49,28 +50,28 @@ def test_sessions_that_differ_in_a_channel_have_no_version_of_it(hub, others, he
     connect(hub, "a", {1: 4, 2: 7})
     for number, stays in enumerate(others):
         connect(hub, f"b{number}", stays)
-    assert hub.survey(["alice"]).held == {"alice": held}
+    assert survey.look_at(hub, ["alice"]).held == {"alice": held}
 
 
 def test_session_that_still_connects_is_not_asked(hub):
     connect(hub, "a", {1: 4})
     connect(hub, "b", {}).connecting = True
-    assert hub.survey(["alice"]).held == {"alice": {1: 4}}
+    assert survey.look_at(hub, ["alice"]).held == {"alice": {1: 4}}
     hub.sessions["a"].connecting = True
-    assert hub.survey(["alice"]).held == {}
+    assert survey.look_at(hub, ["alice"]).held == {}
 
 
 def test_binding_that_the_group_lost_is_left_out(hub):
     connect(hub, "a", {1: 4, 2: 7})
     del hub.groups[2].bindings[hub.sessions["a"]]
-    assert hub.survey(["alice"]).held == {"alice": {1: 4}}
+    assert survey.look_at(hub, ["alice"]).held == {"alice": {1: 4}}
 
 
 def test_sessions_that_are_as_far_as_their_groups_leave_no_doubt(hub):
     alice = connect(hub, "a", {1: 4, 2: 7})
     connect(hub, "b", {2: 7, 1: 4})
     alice.heard[1] = alice.heard.pop(1)  # the order says nothing
-    assert hub.survey(["alice"]).apart == set()
+    assert survey.look_at(hub, ["alice"]).apart == set()
 
 
 @pytest.mark.parametrize("of_another", [False, True])
@@ -92,7 +93,7 @@ def test_channel_in_which_one_session_is_not_as_far_as_its_group_is_doubtful(
     connect(hub, "a", {1: 4, 2: 7, 3: 1})
     connect(hub, "b", {1: 4, 2: 7, 3: 1})
     befalls(hub.groups[2], hub.sessions["b" if of_another else "a"])
-    assert hub.survey(["alice"]).apart == {2}
+    assert survey.look_at(hub, ["alice"]).apart == {2}
 
 
 def test_session_has_one_text_of_its_uid_and_one_number_of_each_channel(hub):
@@ -119,8 +120,8 @@ def test_group_knows_the_newest_version_that_anybody_came_with(hub, in_bulk):
     else:
         hub.bind(later, 1, ChannelKey(2, "c1"), GroupBinding("bob", 11, 11, 3), 0)
     assert hub.groups[1].newest == 11
-    assert hub.survey(["bob"]).apart == set()
-    assert hub.survey(["alice"]).apart == {1}
+    assert survey.look_at(hub, ["bob"]).apart == set()
+    assert survey.look_at(hub, ["alice"]).apart == {1}
 
 
 def test_channels_that_went_on_while_a_session_was_let_in_are_to_be_looked_at(hub):
@@ -158,20 +159,20 @@ def test_session_whose_uid_came_back_while_it_connected_keeps_its_position(hub):
     assert session.heard == {1: 12}
     hub.rebind([session], 1, changes(0, (6, True), (7, False), (9, True)), None)
     assert (hub.missed(session), session.heard) == ([], {1: 12})
-    assert hub.survey(["alice"]).held == {"alice": {1: 9}}
+    assert survey.look_at(hub, ["alice"]).held == {"alice": {1: 9}}
 
 
 def test_group_forgets_the_version_that_the_database_has_no_more(hub):
     """After a restore. Else no look at this channel would find that all is well, and none of those
     who leave would be let go of, until it has come so far again."""
     session = connect(hub, "a", {1: 4})
-    marks = hub.marks([1])
+    marks = survey.marks_of(hub, [1])
     assert hub.groups[1].newest == 9
     hub.take_back([session], 1, 7, 0, marks)
     page = Changes(ChannelKey(2, "c1"), 0, 7, 7, 0, (Change("alice", 4, 0, True),))
     hub.rebind([session], 1, page, None)
     assert hub.groups[1].newest == 7
-    assert hub.survey(["alice"]) == ({"alice": {1: 4}}, set())
+    assert survey.look_at(hub, ["alice"]) == ({"alice": {1: 4}}, set())
 
 
 class Shelf:

@@ -406,7 +406,7 @@ class Simulation:
         """A hint about a membership arrives."""
         if self.hints:
             channel, uid = self.hints.pop(self.die.randrange(len(self.hints)))
-            self.node.memberships.heard({"channel": channel, "uids": [uid]})
+            self.node.news.heard({"channel": channel, "uids": [uid]})
 
     def lose_hint(self) -> None:
         """A hint never arrives."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from messaging.node import Node
 
 
-class Memberships:
+class MembershipNews:
     """The places, by channel the uids, that doorbells have named and nobody has looked at yet.
 
     All that waits is learned at once: a database that answers slowly makes each round larger, and
