@@ -300,6 +300,7 @@ async def _repair(node: Node, found: list[Disagreement]) -> list[tuple[Disagreem
         await node.catch_up.fetch_behind()
     if any(each.kind == Kind.DEAF_NODE and each.reason != "peer" for each in found):
         await node.remake_layer()
+        await node.look_at_everything()
     channels = {each.channel for each in found if each.channel}
     await asyncio.gather(*(node.catch_up.looked(channel) for channel in channels))
     left = {each.identity for each in await _still_there(node, found)}

@@ -168,7 +168,8 @@ class NodeLayer:
         tasks = [task for task in (self._publisher, self._receiver, self._rejoiner) if task]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks, timeout=LAST_EVENTS_SECONDS)
         await self._try(self._leave_for_good(groups))
 
     async def _leave_for_good(self, groups: Iterable[str]) -> None:
@@ -243,8 +244,7 @@ class NodeLayer:
         await self._try(self._reconnect(groups) if self._takes_many else self._renew(groups))
 
     async def _reconnect(self, groups: Iterable[str]) -> None:
-        async with asyncio.timeout(conf().layer_seconds):
-            await self._layer.reconnect()
+        self._layer.reconnect()
         await self.join(groups)
 
     async def _renew(self, groups: Iterable[str]) -> None:

@@ -19,6 +19,7 @@ from messaging import metrics
 from messaging.appender import Appender
 from messaging.conf import conf
 from messaging.database import DatabaseThreads
+from messaging.loops import run_forever
 from messaging.messages import Draft, Held, Outcome, Refused, StoredMessage
 from messaging.protocol.reasons import Reason
 from messaging.refusals import Refusals
@@ -82,8 +83,8 @@ class MessageLog:
         """Begin to append what is submitted."""
         loop = asyncio.get_running_loop()
         self._tasks = [
-            loop.create_task(self._run(), name="message-log"),
-            loop.create_task(self._run_slow(), name="message-log-slow"),
+            loop.create_task(run_forever(self._run), name="message-log"),
+            loop.create_task(run_forever(self._run_slow), name="message-log-slow"),
         ]
 
     async def stop(self, seconds: float | None = None) -> None:

@@ -31,6 +31,7 @@ from messaging.departures import Departures
 from messaging.hub import Group, Hub, LiveSession, Needs
 from messaging.layer import Event, NodeLayer
 from messaging.log import MessageLog
+from messaging.loops import run_forever
 from messaging.membership_news import MembershipNews
 from messaging.messages import EVENT_VERSION, Draft, Outcome, Said, StoredMessage, StreamEvent
 from messaging.models import Session
@@ -158,7 +159,9 @@ class Node:
             self.tick.run_beats,
             self.answers.run,
         )  # fmt: skip
-        self._tasks = [self.loop.create_task(each(), name=each.__name__) for each in loops]
+        self._tasks = [
+            self.loop.create_task(run_forever(each), name=each.__name__) for each in loops
+        ]
         self.errand(self.tick.hear_echo())
 
     async def drain(self) -> None:
@@ -210,7 +213,8 @@ class Node:
         running = [*self._tasks, *self.catch_up.looks.values(), *self._errands]
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        if running:
+            await asyncio.wait(running, timeout=STEP_SECONDS)
         metrics.show_stopped()
         groups = [*self._own_groups, *(group.name for group in self.hub.groups.values())]
         await self._step(self.layer.stop(groups), "layer")
@@ -422,11 +426,11 @@ class Node:
             logger.warning("layer.reconnected", extra=extra)
             self._groups_wake.set()
             try:
-                await self._look_at_everything()
+                await self.look_at_everything()
             except Exception:
                 logger.exception("layer.failed", extra={"node": self.id})
 
-    async def _look_at_everything(self) -> None:
+    async def look_at_everything(self) -> None:
         """Read the newest changes and every head, and look where this node is behind."""
         await self.catch_up.sweep_changes()
         await self._look_where_behind(self.hub.groups)
@@ -540,10 +544,10 @@ class Node:
             raise
 
     async def remake_layer(self) -> None:
-        """Have the layer's connection made anew, and look at everything: for a deaf node."""
+        """Have the layer's connection made anew, for a deaf node. What it has missed meanwhile is
+        to be looked for (`look_at_everything`)."""
         names = [group.name for group in self.hub.groups.values()]
         await self.layer.remake([*self._own_groups, *names])
-        await self._look_at_everything()
 
 
 def announce_appended(message: StoredMessage) -> None:

@@ -40,10 +40,12 @@ class Turn:
         self._due.append(outbox)
 
     def _drain(self) -> None:
-        for _ in range(min(len(self._due), SOCKETS_A_TURN)):
-            self._due.popleft().drain()
-        if self._due:
-            self._loop.call_soon(self._drain)
+        try:
+            for _ in range(min(len(self._due), SOCKETS_A_TURN)):
+                self._due.popleft().drain()
+        finally:  # or one that raises would be the last that is written to
+            if self._due:
+                self._loop.call_soon(self._drain)
 
 
 class Outbox:

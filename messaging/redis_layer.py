@@ -79,6 +79,8 @@ ANSWER_SECONDS = 5.0
 LONGEST_PAUSE = 1.0
 """Seconds between two tries to connect: with the try itself far below the 5 s of the promise."""
 
+NOTHING: frozenset[str] = frozenset()
+
 SUBSCRIPTIONS = re.compile(rb"\bsub=(\d+)")
 
 Event = dict[str, Any]
@@ -156,9 +158,9 @@ class RedisLayer(RedisPubSubChannelLayer):  # type: ignore[misc]  # the library 
         while queue is not None and not queue.empty():
             yield self.deserialize(queue.get_nowait())
 
-    async def reconnect(self) -> None:
+    def reconnect(self) -> None:
         """Give up the connection that hears, whatever it says, and open another."""
-        await self._get_layer().reconnect()
+        self._get_layer().reconnect()
 
     async def close(self, inbox: str) -> None:
         """Give up an inbox; with the last one every connection of this event loop is closed."""
@@ -223,9 +225,9 @@ class LoopLayer(RedisPubSubLoopLayer):  # type: ignore[misc]
             part = [each for each in by_name if self._get_shard(each[0]) is shard]
             await shard.publish_many(part)
 
-    async def reconnect(self) -> None:
+    def reconnect(self) -> None:
         for shard in self._shards:
-            await shard.reconnect()
+            shard.reconnect()
 
     async def close(self, inbox: str) -> None:
         self.channels.pop(inbox, None)
@@ -272,6 +274,78 @@ class LoopLayer(RedisPubSubLoopLayer):  # type: ignore[misc]
                 yield shard, part
 
 
+class Hearing:
+    """One `connection` that hears, and what Redis has said on it.
+
+    What it knows is its own and ends with it: a task that has not noticed yet that another
+    connection has taken the place of its own takes nothing from that one.
+    """
+
+    def __init__(self, connection: Any, take: Callable[[dict[str, Any]], None]) -> None:
+        self.confirmed: set[str] = set()
+        self.connection, self._take = connection, take
+        self._sending = asyncio.Lock()
+        self._asked: deque[asyncio.Future[None]] = deque()
+
+    async def send(self, command: str, names: Iterable[str]) -> None:
+        """SUBSCRIBE or UNSUBSCRIBE. On a connection that was lost nothing is said: the next one
+        subscribes to what is wanted then."""
+        async with self._sending:
+            for page in _pages(names):
+                if not self.connection.is_connected:
+                    return
+                await self.connection.send_command(command, *page, check_health=False)
+
+    async def ask(self) -> None:
+        """Ask how many subscriptions this connection has, and wait for the answer. Redis answers in
+        order: with it everything that was sent before is confirmed."""
+        async with self._sending:
+            if not self.connection.is_connected:
+                raise ConnectionError("the connection was lost")
+            answer = asyncio.get_running_loop().create_future()
+            self._asked.append(answer)
+            await self.connection.send_command("CLIENT", "INFO", check_health=False)
+        await answer
+
+    async def read(self) -> None:
+        """Read until the connection fails."""
+        while True:
+            try:
+                answer = await self.connection.read_response(
+                    timeout=math.inf, disconnect_on_error=False, push_request=True
+                )
+            except ResponseError as error:
+                answer = error
+            if isinstance(answer, list):
+                self._pushed(*answer)
+            elif answer is not None:
+                self._answered(answer)
+
+    def _pushed(self, kind: bytes, name: bytes = b"", body: Any = None, *more: Any) -> None:
+        if kind == b"message":
+            self._take({"channel": name, "data": body})
+        elif kind == b"subscribe":
+            self.confirmed.add(sys.intern(name.decode()))
+        elif kind == b"unsubscribe" and name:
+            self.confirmed.discard(name.decode())
+
+    def _answered(self, answer: bytes | ResponseError) -> None:
+        """Compare the server's count with ours. A server that does not tell it (some hosted ones
+        forbid the command) still answers in order."""
+        if self._asked and not (asked := self._asked.popleft()).done():
+            asked.set_result(None)
+        found = SUBSCRIPTIONS.search(answer) if isinstance(answer, bytes) else None
+        if found and int(found[1]) != len(self.confirmed):
+            raise ConnectionError(
+                f"the server knows {int(found[1])} subscriptions, not {len(self.confirmed)}"
+            )
+
+    def end(self) -> None:
+        """Nothing is heard on it any more: tell those who wait for an answer."""
+        while self._asked:
+            _fail(self._asked.popleft())
+
+
 class Shard(RedisSingleShardConnection):  # type: ignore[misc]
     """One Redis: the connection that hears, and the client that publishes.
 
@@ -281,12 +355,10 @@ class Shard(RedisSingleShardConnection):  # type: ignore[misc]
 
     def __init__(self, host: dict[str, Any], layer: LoopLayer) -> None:
         super().__init__(host, layer)
-        self.confirmed: set[str] = set()
-        self._connection: Any = None
+        self._hearing: Hearing | None = None
         self._whole = asyncio.Event()
-        self._sending = asyncio.Lock()  # the parent's lock is for publishing
-        self._asked: deque[asyncio.Future[None]] = deque()
         self._receive_task: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
         self._failures = 0
         self._trouble: BaseException | None = None
         self._came_up_before = False
@@ -296,6 +368,11 @@ class Shard(RedisSingleShardConnection):  # type: ignore[misc]
         """Whether there is a connection, and everything was subscribed again since it is open."""
         return self._whole.is_set()
 
+    @property
+    def confirmed(self) -> set[str] | frozenset[str]:
+        """What Redis says that the present connection is subscribed to."""
+        return NOTHING if self._hearing is None else self._hearing.confirmed
+
     # --- subscribing -------------------------------------------------------------------------
 
     async def subscribe(self, *names: str) -> None:
@@ -303,14 +380,14 @@ class Shard(RedisSingleShardConnection):  # type: ignore[misc]
         self._subscribed_to.update(names)
         self._ensure_redis()
         self._ensure_receiver()
-        async with self._sending:
-            await self._send("SUBSCRIBE", names)
+        if self._hearing is not None:
+            await self._hearing.send("SUBSCRIBE", names)
 
     async def unsubscribe(self, *names: str) -> None:
         """Hear these names no more."""
         self._subscribed_to.difference_update(names)
-        async with self._sending:
-            await self._send("UNSUBSCRIBE", names)
+        if self._hearing is not None:
+            await self._hearing.send("UNSUBSCRIBE", names)
 
     async def confirm(self, names: Iterable[str]) -> None:
         """Wait until Redis has confirmed these names. Raises ConnectionError at once while Redis
@@ -318,27 +395,12 @@ class Shard(RedisSingleShardConnection):  # type: ignore[misc]
         if not self.ready and self._failures > 1:
             raise ConnectionError(f"not connected: {self._trouble}")
         await self._whole.wait()
-        async with self._sending:
-            answer = await self._ask()
-        await answer
-        if not self.confirmed.issuperset(names):
-            raise ConnectionError("Redis did not confirm every subscription")
-
-    async def _send(self, command: str, names: Iterable[str]) -> None:
-        for page in _pages(names):
-            if self._connection is None or not self._connection.is_connected:
-                return  # the receiving task opens another, and subscribes to what is wanted then
-            await self._connection.send_command(command, *page, check_health=False)
-
-    async def _ask(self) -> asyncio.Future[None]:
-        """Ask how many subscriptions this connection has. Redis answers in order: with the answer
-        everything that was sent before is confirmed."""
-        if self._connection is None or not self._connection.is_connected:
+        hearing = self._hearing
+        if hearing is None:
             raise ConnectionError("the connection was lost")
-        answer = asyncio.get_running_loop().create_future()
-        self._asked.append(answer)
-        await self._connection.send_command("CLIENT", "INFO", check_health=False)
-        return answer
+        await hearing.ask()
+        if not hearing.confirmed.issuperset(names):
+            raise ConnectionError("Redis did not confirm every subscription")
 
     # --- hearing -----------------------------------------------------------------------------
 
@@ -367,29 +429,25 @@ class Shard(RedisSingleShardConnection):  # type: ignore[misc]
     async def _hear(self) -> None:
         """Open a connection, subscribe to what is wanted, and read it until it fails."""
         connection = self._redis.connection_pool.make_connection()
+        hearing = Hearing(connection, self._receive_message)
         try:
             await connection.connect()
             connection._get_parser().set_pubsub_push_handler(_untouched)
+            if self._receive_task is not asyncio.current_task():
+                return  # cancelled meanwhile: redis-py forgets that if a write has just ended
+            self._hearing = hearing
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._read(connection))
-                tasks.create_task(self._watch(connection))
+                tasks.create_task(hearing.read())
+                tasks.create_task(self._watch(hearing))
         finally:
-            self._connection = None
-            self._whole.clear()
-            self.confirmed.clear()
-            while self._asked:
-                _fail(self._asked.popleft())
+            self._lose(hearing)
             await connection.disconnect(nowait=True)
 
-    async def _watch(self, connection: Any) -> None:
-        async with self._sending:
-            self._connection = connection
-            await self._send("SUBSCRIBE", list(self._subscribed_to))
+    async def _watch(self, hearing: Hearing) -> None:
+        await hearing.send("SUBSCRIBE", list(self._subscribed_to))
         while True:
             async with asyncio.timeout(ANSWER_SECONDS):
-                async with self._sending:
-                    answer = await self._ask()
-                await answer
+                await hearing.ask()
             if not self.ready:
                 self._came_up()
             await asyncio.sleep(ASK_SECONDS)
@@ -401,37 +459,11 @@ class Shard(RedisSingleShardConnection):  # type: ignore[misc]
         if again and self.channel_layer.on_reconnect:
             self.channel_layer.on_reconnect()
 
-    async def _read(self, connection: Any) -> None:
-        while True:
-            try:
-                answer = await connection.read_response(
-                    timeout=math.inf, disconnect_on_error=False, push_request=True
-                )
-            except ResponseError as error:
-                answer = error
-            if isinstance(answer, list):
-                self._pushed(*answer)
-            elif answer is not None:
-                self._answered(answer)
-
-    def _pushed(self, kind: bytes, name: bytes = b"", body: Any = None, *more: Any) -> None:
-        if kind == b"message":
-            self._receive_message({"channel": name, "data": body})
-        elif kind == b"subscribe":
-            self.confirmed.add(sys.intern(name.decode()))
-        elif kind == b"unsubscribe" and name:
-            self.confirmed.discard(name.decode())
-
-    def _answered(self, answer: bytes | ResponseError) -> None:
-        """Compare the server's count with ours. A server that does not tell it (some hosted ones
-        forbid the command) still answers in order."""
-        if self._asked and not (asked := self._asked.popleft()).done():
-            asked.set_result(None)
-        found = SUBSCRIPTIONS.search(answer) if isinstance(answer, bytes) else None
-        if found and int(found[1]) != len(self.confirmed):
-            raise ConnectionError(
-                f"the server knows {int(found[1])} subscriptions, not {len(self.confirmed)}"
-            )
+    def _lose(self, hearing: Hearing) -> None:
+        hearing.end()
+        if self._hearing is hearing:
+            self._hearing = None
+            self._whole.clear()
 
     def _receive_message(self, message: dict[str, Any]) -> None:
         try:
@@ -470,25 +502,30 @@ class Shard(RedisSingleShardConnection):  # type: ignore[misc]
         finally:
             await self._redis.connection_pool.release(connection)
 
-    async def reconnect(self) -> None:
+    def reconnect(self) -> None:
         """Open another connection, whatever the present one, or the attempt at it, is waiting
-        for."""
-        await self._end_receiving()
+        for. Nobody waits for that one's end."""
+        self._end_receiving()
         if self._subscribed_to:
             self._ensure_redis()
             self._ensure_receiver()
 
     async def flush(self) -> None:
         """Close both connections and forget everything."""
-        await self._end_receiving()
+        self._end_receiving()
+        if self._ending:
+            await asyncio.wait(self._ending)
         self._failures, self._came_up_before = 0, False
         await super().flush()
 
-    async def _end_receiving(self) -> None:
+    def _end_receiving(self) -> None:
         task, self._receive_task = self._receive_task, None
+        if self._hearing is not None:
+            self._lose(self._hearing)
         if task is not None:
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 async def _untouched(push: Any) -> Any:

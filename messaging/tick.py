@@ -195,7 +195,9 @@ class Tick:
         finally:
             repaired = [(each, each.identity in mended) for each in found]
             self._left += [each for each, gone in repaired if not gone]
-            await self._record_repaired(repaired, "check")
+            # An errand, since a step that has had its time is not stopped a second time.
+            recording = self.node.errand(self._record_repaired(repaired, "check"))
+        await recording
 
     def _check_here(self) -> list[Disagreement]:
         """What needs no database: the tables and the layer every `check_ticks`, whatever turn the
@@ -230,34 +232,39 @@ class Tick:
     async def send_probe(self) -> None:
         """Send a probe through the layer to this very node; remake the layer's connection when
         several in a row have not come back. A node that ends goes on to send them, since others
-        listen, and draws no conclusions."""
+        listen, and draws no conclusions. What is written of it comes last: a database that fails or
+        hangs keeps no node deaf."""
         node, probe = self.node, self.node.probe
         if node.draining:
             node.send_probe()
             return
-        if probe.sent > probe.seen:
+        missed = probe.sent > probe.seen and not self._remakes
+        if missed:
             probe.missed += 1
             metrics.PROBES_MISSED.inc()
-        if probe.missed and probe.missed % node.conf.probe_misses == 0:
-            await self._record_deaf()
-            await self._send_elsewhere()
-            self._remake_layer()
-        elif self._deaf and not probe.missed:
-            await self._close_findings([Kind.DEAF_NODE], [], "probe")
-            self._deaf = node.deserted = False
-            if self._leaving:
-                self._leaving.cancel()
+        deaf = missed and probe.missed % node.conf.probe_misses == 0
+        if deaf:
+            # Beside the steps: a layer that hangs takes seconds to say nothing, and while it does
+            # only the sweep brings messages. The next probe is sent when it is over.
+            self._remaking = node.errand(self._remake_and_probe())
         if not self._remakes:
             node.send_probe()
         if self._listening is None or self._listening.done():
             # Beside the steps, too: it joins and leaves groups.
             self._listening = node.errand(self._listen_to_peers())
+        await self._note_deafness(deaf)
 
-    def _remake_layer(self) -> None:
-        """Beside the steps: a layer that hangs takes seconds to say nothing, and while it does only
-        the sweep brings messages. The next probe is sent when it is over."""
-        if not self._remakes:
-            self._remaking = self.node.errand(self._remake_and_probe())
+    async def _note_deafness(self, deaf: bool) -> None:
+        node = self.node
+        if deaf:
+            await self._record_deaf()
+            await self._send_elsewhere()
+        elif self._deaf and not node.probe.missed:
+            node.deserted = False
+            if self._leaving:
+                self._leaving.cancel()
+            await self._close_findings([Kind.DEAF_NODE], [], "probe")
+            self._deaf = False
 
     @property
     def _remakes(self) -> bool:
@@ -266,6 +273,7 @@ class Tick:
     async def _remake_and_probe(self) -> None:
         await self.node.remake_layer()
         self.node.send_probe()
+        self.node.errand(self.node.look_at_everything())
 
     async def hear_echo(self) -> None:
         """At start: whether what this node publishes comes back. It serves all the same."""

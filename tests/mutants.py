@@ -175,6 +175,34 @@ MUTANTS = [
         "scenarios/test_lost_binding.py scenarios/test_findings.py",
     ),
     Mutant(
+        "the end of an outbox that fails",
+        "messaging/outbox.py",
+        "        finally:  # or one that raises would be the last that is written to\n",
+        "        except ZeroDivisionError:\n",
+        "messaging/test_outbox.py",
+    ),
+    Mutant(
+        "a loop that begins again",
+        "messaging/loops.py",
+        "        await asyncio.sleep(PAUSE)\n",
+        "        return\n",
+        "messaging/test_loops.py",
+    ),
+    Mutant(
+        "the probes that cannot be missed",
+        "messaging/tick.py",
+        "missed = probe.sent > probe.seen and not self._remakes",
+        "missed = probe.sent > probe.seen",
+        "messaging/test_tick.py",
+    ),
+    Mutant(
+        "what a connection knows, kept from the one before it",
+        "messaging/redis_layer.py",
+        "        if self._hearing is hearing:\n            self._hearing = None\n",
+        "        if True:\n            self._hearing = None\n",
+        "messaging/test_redis_layer.py",
+    ),
+    Mutant(
         "the new connection of a deaf node",
         "messaging/tick.py",
         "        await self.node.remake_layer()\n",
@@ -326,7 +354,7 @@ MUTANTS = [
     Mutant(
         "the look after a reconnect",
         "messaging/node.py",
-        "            try:\n                await self._look_at_everything()\n            except",
+        "            try:\n                await self.look_at_everything()\n            except",
         "            try:\n                pass\n            except",
         "messaging/test_redis_layer.py scenarios/test_broken_layer.py",
     ),

@@ -53,7 +53,10 @@ class Beside:
         while not self._stopping.is_set():
             began = time.monotonic()
             process = spawn.Process(target=_deliver, name="wukongim-webhooks")
-            process.start()
+            try:
+                process.start()
+            except OSError:  # no process or descriptor is left, perhaps for a while
+                logger.exception("deliverer.failed")
             while process.is_alive() and not self._stopping.wait(POLL):
                 pass
             if process.is_alive():

@@ -42,6 +42,26 @@ async def a_turn():
     await asyncio.sleep(0)
 
 
+async def test_outbox_that_fails_is_not_the_last_that_is_written_to(turn):
+    loop, failed, drained = asyncio.get_running_loop(), [], []
+
+    class Box:
+        def drain(self):
+            drained.append(self)
+            if self is boxes[0]:
+                raise ValueError("nobody has thought of this")
+
+    boxes = [Box(), Box()]
+    loop.set_exception_handler(lambda _, context: failed.append(context["exception"]))
+    for box in boxes:
+        turn.add(box)
+    await a_turn()
+    turn.add(boxes[1])
+    await a_turn()
+    assert drained == [*boxes, boxes[1]]
+    assert len(failed) == 1
+
+
 async def test_nothing_leaves_before_it_is_opened_and_then_in_order(outbox, wire):
     outbox.offer(b"b")
     outbox.answer(b"c")

@@ -12,7 +12,7 @@ import pytest
 
 from messaging import redis_layer
 from messaging.layer import BATCH_BYTES, BATCH_EVENTS, NodeLayer
-from messaging.redis_layer import RedisLayer, Shard
+from messaging.redis_layer import Hearing, RedisLayer
 from tests.support.layers import channel, lose_group, shard_of, subscribed
 from tests.support.services import Valkey, valkey
 from tests.support.waiting import PATIENCE, eventually
@@ -207,7 +207,7 @@ async def test_idle_node_hears_after_longer_than_the_socket_may_be_silent(layer,
 async def client_id(layer):
     """The server's id of the connection that hears."""
     with valkey().client as client:
-        name = shard_of(layer)._connection._writer.get_extra_info("sockname")
+        name = shard_of(layer)._hearing.connection._writer.get_extra_info("sockname")
         (found,) = [c for c in client.client_list() if c["addr"] == f"{name[0]}:{name[1]}"]
     return found["id"]
 
@@ -322,20 +322,48 @@ async def test_reconnects_just_as_the_present_connection_fails(broken, monkeypat
     """However many turns of the loop lie between: a task that has failed is still being told of."""
     lost = asyncio.Event()
 
-    async def read_until_lost(self, connection):
+    async def read_until_lost(self):
         await lost.wait()
         raise ConnectionError("the connection was lost")
 
     with monkeypatch.context() as reading:
-        reading.setattr(Shard, "_read", read_until_lost)
-        await broken._layer.reconnect()
-        await eventually(lambda: shard_of(broken)._asked, "the connection to be open")
+        reading.setattr(Hearing, "read", read_until_lost)
+        broken._layer.reconnect()
+        await eventually(lambda: shard_of(broken)._hearing, "the connection to be open")
     lost.set()
     for _ in range(turns):
         await asyncio.sleep(0)
     async with asyncio.timeout(BOUND):
         await broken.remake(["a"])
     await hears_again(broken, "a", 1.0)
+
+
+async def test_reconnects_though_a_library_forgets_that_it_was_cancelled(broken, monkeypatch):
+    """redis-py does when a write has just ended. What lives on then takes nothing from who comes
+    after it, and ends."""
+    monkeypatch.setattr(redis_layer, "ASK_SECONDS", 0.05)
+    monkeypatch.setattr(redis_layer, "ANSWER_SECONDS", 0.5)
+    ask, asking, forgotten = Hearing.ask, asyncio.Event(), []
+
+    async def ask_and_forget(self):
+        asking.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            forgotten.append(self)
+        await ask(self)
+
+    with monkeypatch.context() as forgetful:
+        forgetful.setattr(Hearing, "ask", ask_and_forget)
+        await asyncio.wait_for(asking.wait(), BOUND)
+    old = shard_of(broken)._receive_task
+    await broken.remake(["a"])
+    await hears_again(broken, "a", 1.0)
+    await eventually(lambda: old.done(), "the end of who was cancelled")
+    assert len(forgotten) == 1
+    await broken.join(["b"])
+    await hears_again(broken, "b", 1.0)
+    assert subscribed(broken) == {"a", "b"}
 
 
 async def test_reconnecting_subscribes_to_everything_at_once(own, broken):
@@ -433,14 +461,14 @@ async def test_subscription_taken_away_behind_its_back_is_seen_and_mended(broken
 async def test_server_that_counts_otherwise_is_not_believed(broken, own, monkeypatch):
     """Whatever made Redis forget without a word: its own count gives it away."""
     monkeypatch.setattr(redis_layer, "ASK_SECONDS", 0.05)
-    shard = shard_of(broken)
-    pushed = shard._pushed
+    hearing = shard_of(broken)._hearing
+    pushed = hearing._pushed
 
     def all_but_one(kind, *rest):
         if kind != b"unsubscribe":
             pushed(kind, *rest)
 
-    monkeypatch.setattr(shard, "_pushed", all_but_one)
+    monkeypatch.setattr(hearing, "_pushed", all_but_one)
     lose_group(broken, "a")
     await asyncio.wait_for(broken.reconnected.wait(), BOUND)
     assert subscribed(broken) == {"a"}
@@ -587,12 +615,12 @@ async def test_joining_does_not_wait_for_a_publisher_that_hangs(broken):
 async def test_limits_are_set_and_a_project_may_set_others(own):
     async with node_layer(own) as layer:
         await layer.join(["a"])
-        connection = shard_of(layer)._connection
+        connection = shard_of(layer)._hearing.connection
         assert (connection.socket_timeout, connection.socket_connect_timeout) == (5, 2)
         assert connection.retry.get_retries() == 0
     hosts = [{"address": own.url, "socket_timeout": 3}]
     layer = NodeLayer(RedisLayer(hosts=hosts, prefix="tests"))
     await layer.start()
     await layer.join(["a"])
-    assert shard_of(layer)._connection.socket_timeout == 3
+    assert shard_of(layer)._hearing.connection.socket_timeout == 3
     await layer.stop([])

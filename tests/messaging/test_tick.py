@@ -14,6 +14,7 @@ from messaging.hub import LiveSession
 from messaging.node import Node
 from messaging.protocol.close_codes import CloseCode
 from messaging.tick import UIDS_A_SLICE
+from subscriptions.audit import Disagreement, Kind
 from subscriptions.bindings import ChannelKey, GroupBinding
 from tests.support.waiting import eventually
 
@@ -205,6 +206,98 @@ async def test_node_that_drains_goes_on_to_probe_and_judges_nothing(node, settin
     await asyncio.gather(running, return_exceptions=True)
     assert node.probe.missed == 0
     assert node.database.written == []
+
+
+class Layer:
+    """A node's layer whose connection is made anew when the test lets it."""
+
+    def __init__(self, node):
+        self.remade, self.released = 0, asyncio.Event()
+        node.layer.remake = self.remake
+        node.layer.publish = lambda *args: None
+        node.peers.listen = self.listen
+
+    async def remake(self, groups):
+        self.remade += 1
+        await self.released.wait()
+
+    async def listen(self):
+        return False
+
+
+def last_before_deaf(node):
+    """One more probe that does not come back, and the node is deaf."""
+    node.probe.sent, node.probe.missed = 1, node.conf.probe_misses - 1
+
+
+async def test_deaf_node_makes_its_connection_anew_though_the_database_fails(node):
+    layer = Layer(node)
+    layer.released.set()
+    node.database.failing = True
+    last_before_deaf(node)
+    with pytest.raises(OperationalError):
+        await node.tick.send_probe()
+    await eventually(lambda: node.probe.sent == 2, "the probe over the new connection")
+    assert layer.remade == 1
+
+
+async def test_no_probe_counts_as_missed_while_the_connection_is_made_anew(node):
+    layer = Layer(node)
+    last_before_deaf(node)
+    for _ in range(5):
+        await node.tick.send_probe()
+        await asyncio.sleep(0)
+    assert (node.probe.sent, node.probe.missed) == (1, node.conf.probe_misses)
+    layer.released.set()
+    await eventually(lambda: node.probe.sent == 2, "the probe over the new connection")
+    assert layer.remade == 1
+
+
+async def test_probe_is_sent_though_what_was_missed_cannot_be_looked_for(node, monkeypatch):
+    layer = Layer(node)
+    layer.released.set()
+
+    async def hang():
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(node, "look_at_everything", hang)
+    last_before_deaf(node)
+    await node.tick.send_probe()
+    await eventually(lambda: node.probe.sent == 2, "the probe over the new connection")
+    await eventually(lambda: node.tick._remaking.done(), "the end of it")
+    await node.tick.send_probe()
+    assert node.probe.sent == 3
+
+
+async def test_node_that_hears_again_takes_newcomers_though_the_database_fails(node):
+    Layer(node)
+    node.tick._deaf = node.deserted = True
+    node.database.failing = True
+    for _ in range(2):  # what could not be written is written with a later one
+        with pytest.raises(OperationalError):
+            await node.tick.send_probe()
+        assert not node.deserted
+        node.probe.seen = node.probe.sent
+    node.database.failing = False
+    await node.tick.send_probe()
+    assert len(node.database.written) == 1
+
+
+async def test_step_that_has_had_its_time_waits_for_no_record(node, monkeypatch):
+    """A step is told once that it has had its time."""
+
+    async def hang(*args):
+        await asyncio.Event().wait()
+
+    async def repair(node, found):
+        await hang()
+        yield
+
+    monkeypatch.setattr(check, "repair", repair)
+    monkeypatch.setattr(node.database, "write", hang)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await node.tick._mend([Disagreement(Kind.DEAD_SESSION, "lease")])
 
 
 class Attended:

@@ -12,9 +12,10 @@ def lose_group(layer: NodeLayer, group: str) -> None:
     if not isinstance(layer._layer, RedisLayer):
         del layer._layer.groups[group][layer.inbox]
         return
-    connection = shard_of(layer)._connection
-    if connection is None or connection._writer is None:
+    hearing = shard_of(layer)._hearing
+    if hearing is None or hearing.connection._writer is None:
         return  # it is lost already: there is no connection
+    connection = hearing.connection
     connection._writer.writelines(connection.pack_command("UNSUBSCRIBE", channel(layer, group)))
 
 
