@@ -330,12 +330,13 @@ async def test_reconnects_just_as_the_present_connection_fails(broken, monkeypat
         reading.setattr(Hearing, "read", read_until_lost)
         broken._layer.reconnect()
         await eventually(lambda: shard_of(broken)._hearing, "the connection to be open")
+    old = shard_of(broken)._receive_task
     lost.set()
     for _ in range(turns):
         await asyncio.sleep(0)
-    async with asyncio.timeout(BOUND):
-        await broken.remake(["a"])
+    await broken.remake(["a"])
     await hears_again(broken, "a", 1.0)
+    await eventually(old.done, "the end of who was cancelled", BOUND)
 
 
 async def test_reconnects_though_a_library_forgets_that_it_was_cancelled(broken, monkeypatch):
@@ -359,7 +360,7 @@ async def test_reconnects_though_a_library_forgets_that_it_was_cancelled(broken,
     old = shard_of(broken)._receive_task
     await broken.remake(["a"])
     await hears_again(broken, "a", 1.0)
-    await eventually(lambda: old.done(), "the end of who was cancelled")
+    await eventually(old.done, "the end of who was cancelled", BOUND)
     assert len(forgotten) == 1
     await broken.join(["b"])
     await hears_again(broken, "b", 1.0)
