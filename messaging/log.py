@@ -55,9 +55,9 @@ class Waiting:
 
     def answer(self, outcome: Outcome) -> None:
         """Give the outcome to whoever still waits for it."""
-        metrics.count_outcome(outcome)
         if not self.future.done():
             self.future.set_result(outcome)
+        metrics.count_outcome(outcome)
 
 
 class MessageLog:
@@ -211,12 +211,17 @@ class MessageLog:
         )
 
     def _finish(self, each: Waiting, outcome: Outcome) -> None:
+        """Answer one, whatever comes of telling others: a lane that stopped here would leave the
+        rest of its batch without an answer, or append it once more."""
         self._count -= 1
-        each.answer(outcome)
-        if isinstance(outcome, Refused):
-            self._refusals.note(each.draft, outcome.reason)
-        elif not outcome.repeated:
-            self._on_appended(outcome.message)
+        try:
+            each.answer(outcome)
+            if isinstance(outcome, Refused):
+                self._refusals.note(each.draft, outcome.reason)
+            elif not outcome.repeated:
+                self._on_appended(outcome.message)
+        except Exception:
+            logger.exception("message.untold", extra={"channel": str(each.draft.key)})
 
     # --- the slow lane -----------------------------------------------------------------------
 

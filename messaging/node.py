@@ -210,11 +210,8 @@ class Node:
 
     async def _end(self) -> bool:
         """End every task, and give back what was taken, whatever fails on the way."""
-        running = [*self._tasks, *self.catch_up.looks.values(), *self._errands]
-        for task in running:
-            task.cancel()
-        if running:
-            await asyncio.wait(running, timeout=STEP_SECONDS)
+        await self._cancel([*self._tasks, *self.catch_up.looks.values(), *self._errands])
+        await self._cancel(list(self._errands))  # which the last words of a task may have been
         metrics.show_stopped()
         groups = [*self._own_groups, *(group.name for group in self.hub.groups.values())]
         await self._step(self.layer.stop(groups), "layer")
@@ -226,6 +223,15 @@ class Node:
         closer.start()
         await asyncio.to_thread(closer.join, STEP_SECONDS)
         return given_back
+
+    async def _cancel(self, running: Sequence[asyncio.Task[Any]]) -> None:
+        for task in running:
+            task.cancel()
+        if running:
+            _, left = await asyncio.wait(running, timeout=STEP_SECONDS)
+            for task in left:
+                extra = {"node": self.id, "step": task.get_name(), "why": "it does not end"}
+                logger.warning("node.left_behind", extra=extra)
 
     async def _step(self, step: Awaitable[Any], name: str) -> bool:
         """Whether one step of ending was done. What is not given back ends with the lease."""

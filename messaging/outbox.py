@@ -101,6 +101,7 @@ class Outbox:
 
     def drain(self) -> None:
         """Write what waits, as far as the socket takes it."""
+        self._due = False  # first, so that a write that fails is tried again with the next frame
         frames, wire = self._frames, self._wire
         while frames and not wire.paused:
             if self._bytes <= PIECE:
@@ -109,7 +110,6 @@ class Outbox:
                 self._bytes = 0
             else:
                 wire.write_frames(self._piece())
-        self._due = False
         if self._refused and self._bytes <= self._low:
             self._refused = False
             self._on_room()

@@ -81,6 +81,9 @@ LONGEST_PAUSE = 1.0
 
 NOTHING: frozenset[str] = frozenset()
 
+LAST_SECONDS = 1.0
+"""For the task that hears to end, when a node does."""
+
 SUBSCRIPTIONS = re.compile(rb"\bsub=(\d+)")
 
 Event = dict[str, Any]
@@ -228,6 +231,11 @@ class LoopLayer(RedisPubSubLoopLayer):  # type: ignore[misc]
     def reconnect(self) -> None:
         for shard in self._shards:
             shard.reconnect()
+
+    async def flush(self) -> None:
+        for shard in self._shards:
+            shard.end_receiving()  # all of them, however long one takes to close
+        await super().flush()
 
     async def close(self, inbox: str) -> None:
         self.channels.pop(inbox, None)
@@ -410,9 +418,9 @@ class Shard(RedisSingleShardConnection):  # type: ignore[misc]
             try:
                 await self._hear()
             except Exception as error:  # noqa: BLE001 - hearing never ends: it begins again
+                if self._receive_task is not task:
+                    return  # cancelled just then: Python 3.11's TaskGroup forgets that
                 self._note_trouble(error)
-            if self._receive_task is not task:
-                return  # cancelled as the connection failed: Python 3.11's TaskGroup forgets that
             if self._failures > 1:
                 longest = min(LONGEST_PAUSE, 0.05 * 2 ** min(self._failures, 10))
                 await asyncio.sleep(longest * random.uniform(0.5, 1))  # noqa: S311 - spreads nodes
@@ -434,7 +442,8 @@ class Shard(RedisSingleShardConnection):  # type: ignore[misc]
             await connection.connect()
             connection._get_parser().set_pubsub_push_handler(_untouched)
             if self._receive_task is not asyncio.current_task():
-                return  # cancelled meanwhile: redis-py forgets that if a write has just ended
+                # Cancelled meanwhile: redis-py forgets that if a write has just ended.
+                raise ConnectionError("another connection has taken the place of this one")
             self._hearing = hearing
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(hearing.read())
@@ -448,6 +457,8 @@ class Shard(RedisSingleShardConnection):  # type: ignore[misc]
         while True:
             async with asyncio.timeout(ANSWER_SECONDS):
                 await hearing.ask()
+            if self._hearing is not hearing:
+                return  # replaced as the answer came, and about to be cancelled
             if not self.ready:
                 self._came_up()
             await asyncio.sleep(ASK_SECONDS)
@@ -505,20 +516,22 @@ class Shard(RedisSingleShardConnection):  # type: ignore[misc]
     def reconnect(self) -> None:
         """Open another connection, whatever the present one, or the attempt at it, is waiting
         for. Nobody waits for that one's end."""
-        self._end_receiving()
+        self.end_receiving()
         if self._subscribed_to:
             self._ensure_redis()
             self._ensure_receiver()
 
     async def flush(self) -> None:
         """Close both connections and forget everything."""
-        self._end_receiving()
+        self.end_receiving()
         if self._ending:
-            await asyncio.wait(self._ending)
+            await asyncio.wait(self._ending, timeout=LAST_SECONDS)
         self._failures, self._came_up_before = 0, False
         await super().flush()
 
-    def _end_receiving(self) -> None:
+    def end_receiving(self) -> None:
+        """Hear nothing from now on. The task that does is cancelled, and may take a while to end:
+        nothing that it does then counts."""
         task, self._receive_task = self._receive_task, None
         if self._hearing is not None:
             self._lose(self._hearing)

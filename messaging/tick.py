@@ -195,7 +195,7 @@ class Tick:
         finally:
             repaired = [(each, each.identity in mended) for each in found]
             self._left += [each for each, gone in repaired if not gone]
-            # An errand, since a step that has had its time is not stopped a second time.
+            # An errand: the time limit of a step strikes once, and waiting here would have none.
             recording = self.node.errand(self._record_repaired(repaired, "check"))
         await recording
 
@@ -271,6 +271,7 @@ class Tick:
         return self._remaking is not None and not self._remaking.done()
 
     async def _remake_and_probe(self) -> None:
+        """The look comes beside it: a database that hangs must not keep the probe."""
         await self.node.remake_layer()
         self.node.send_probe()
         self.node.errand(self.node.look_at_everything())

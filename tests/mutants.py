@@ -189,6 +189,36 @@ MUTANTS = [
         "messaging/test_loops.py",
     ),
     Mutant(
+        "a loop of a node that begins again",
+        "messaging/node.py",
+        "self.loop.create_task(run_forever(each), name=each.__name__) for each in loops",
+        "self.loop.create_task(each(), name=each.__name__) for each in loops",
+        "scenarios/test_node_life.py",
+    ),
+    Mutant(
+        "a lane of the log that begins again",
+        "messaging/log.py",
+        'loop.create_task(run_forever(self._run), name="message-log"),',
+        'loop.create_task(self._run(), name="message-log"),',
+        "messaging/test_log_lanes.py",
+        network=True,
+    ),
+    Mutant(
+        "the listener that may fail",
+        "messaging/log.py",
+        '        except Exception:\n            logger.exception("message.untold"',
+        '        except ZeroDivisionError:\n            logger.exception("message.untold"',
+        "messaging/test_log_lanes.py",
+        network=True,
+    ),
+    Mutant(
+        "the connection that knows that it was replaced",
+        "messaging/redis_layer.py",
+        "            if self._hearing is not hearing:\n                return  #",
+        "            if False:\n                return  #",
+        "messaging/test_redis_layer.py",
+    ),
+    Mutant(
         "the probes that cannot be missed",
         "messaging/tick.py",
         "missed = probe.sent > probe.seen and not self._remakes",
@@ -368,8 +398,8 @@ MUTANTS = [
     Mutant(
         "the end of hearing, cancelled as the connection fails",
         "messaging/redis_layer.py",
-        "            if self._receive_task is not task:\n",
-        "            if False:\n",
+        "                if self._receive_task is not task:\n",
+        "                if False:\n",
         "messaging/test_redis_layer.py",
     ),
     Mutant(

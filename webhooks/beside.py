@@ -24,7 +24,7 @@ spawn = get_context("spawn")
 
 POLL = 0.2  # seconds after which an end is noticed
 STEADY_SECONDS = 60.0  # a process that lived longer did not fail at starting
-LONGEST_PAUSE = 30.0  # seconds before another start, at most: 1, 2, 4, …
+LONGEST_PAUSE = 30.0  # seconds before another start, at most: 2, 4, 8, …
 PATIENCE = 2.0  # seconds for it to end; then it is killed, and what it sent is sent again
 
 
@@ -63,7 +63,7 @@ class Beside:
                 _end(process)
                 return
             failures = failures + 1 if time.monotonic() - began < STEADY_SECONDS else 0
-            pause = min(LONGEST_PAUSE, 2.0**failures)
+            pause = min(LONGEST_PAUSE, 2.0 ** min(failures, 10))
             fields = {"pid": process.pid, "exit_code": process.exitcode, "again_in": pause}
             if not self._stopping.is_set():
                 logger.error("deliverer.ended", extra=fields)

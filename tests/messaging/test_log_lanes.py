@@ -96,6 +96,34 @@ async def test_person_channel_that_somebody_is_making_holds_up_no_other(log):
     assert await answer(first) == Refused(Reason.SUBSCRIBER_NOT_EXIST)  # it was made empty
 
 
+async def test_listener_that_fails_leaves_nobody_without_an_answer_and_nothing_stored_twice(log):
+    def listen(message):
+        if message.payload.endswith(b"1"):
+            raise ValueError("nobody has thought of this")
+        log.appended.append(message)
+
+    log._on_appended = listen
+    with held_by_another(HOLD, "held"):
+        slow = [log.submit(draft("held", f"h{number}")) for number in range(3)]
+        await eventually(lambda: log._held, "the slow lane to have them")
+        fast = [log.submit(draft("free", f"f{number}")) for number in range(3)]
+        outcomes = [await answer(each) for each in fast]
+    outcomes += [await answer(each) for each in slow]
+    assert [each.message.seq for each in outcomes] == [1, 2, 3] * 2
+    assert await in_thread(Message.objects.count) == 6
+    assert len(log.appended) == 4
+    assert log._count == 0
+
+
+async def test_lane_that_fails_goes_on(log, monkeypatch):
+    with monkeypatch.context() as failing:
+        failing.setattr(log, "_settle", None)
+        unanswered = log.submit(draft("free", "lost"))
+        await eventually(lambda: not log._waiting, "the batch")
+    assert isinstance(await answer(log.submit(draft("free", "next"))), Appended)
+    assert not unanswered.done()
+
+
 async def test_log_that_stops_refuses_what_it_cannot_append_in_time(log):
     with held_by_another(HOLD, "held"):
         stuck = log.submit(draft("held", "h"))

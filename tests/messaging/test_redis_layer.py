@@ -335,11 +335,38 @@ async def test_reconnects_just_as_the_present_connection_fails(broken, monkeypat
     for _ in range(turns):
         await asyncio.sleep(0)
     await broken.remake(["a"])
-    await hears_again(broken, "a", 1.0)
+    await hears_again(broken)
     await eventually(old.done, "the end of who was cancelled", BOUND)
 
 
-async def test_reconnects_though_a_library_forgets_that_it_was_cancelled(broken, monkeypatch):
+async def test_connection_that_is_replaced_as_it_is_answered_says_nothing(broken, monkeypatch):
+    """It would say that all is subscribed, of a connection on which nothing is yet."""
+    monkeypatch.setattr(redis_layer, "ASK_SECONDS", 0.05)
+    shard, ask, asked = shard_of(broken), Hearing.ask, asyncio.Event()
+    whole = []
+
+    async def ask_and_replace(self):
+        await ask(self)
+        if self is first and not asked.is_set():
+            broken._layer.reconnect()
+            asked.set()
+
+    def note_reconnect():
+        whole.append(shard._hearing is not first and channel(broken, "a") in shard.confirmed)
+
+    first = shard._hearing
+    monkeypatch.setattr(Hearing, "ask", ask_and_replace)
+    broken._layer.call_when_reconnected(note_reconnect)
+    await asyncio.wait_for(asked.wait(), BOUND)
+    assert not shard.ready
+    await eventually(lambda: whole, "the other connection")
+    assert whole == [True]
+    assert subscribed(broken) == {"a"}
+
+
+async def test_reconnects_though_a_library_forgets_that_it_was_cancelled(
+    broken, monkeypatch, caplog
+):
     """redis-py does when a write has just ended. What lives on then takes nothing from who comes
     after it, and ends."""
     monkeypatch.setattr(redis_layer, "ASK_SECONDS", 0.05)
@@ -359,11 +386,12 @@ async def test_reconnects_though_a_library_forgets_that_it_was_cancelled(broken,
         await asyncio.wait_for(asking.wait(), BOUND)
     old = shard_of(broken)._receive_task
     await broken.remake(["a"])
-    await hears_again(broken, "a", 1.0)
+    await hears_again(broken)
     await eventually(old.done, "the end of who was cancelled", BOUND)
     assert len(forgotten) == 1
+    assert "layer.failed" not in caplog.messages  # nor did what it met at its end count
     await broken.join(["b"])
-    await hears_again(broken, "b", 1.0)
+    await hears_again(broken, "b")
     assert subscribed(broken) == {"a", "b"}
 
 

@@ -285,8 +285,10 @@ async def test_node_that_hears_again_takes_newcomers_though_the_database_fails(n
 
 async def test_step_that_has_had_its_time_waits_for_no_record(node, monkeypatch):
     """A step is told once that it has had its time."""
+    begun = []
 
     async def hang(*args):
+        begun.append(args)
         await asyncio.Event().wait()
 
     async def repair(node, found):
@@ -298,6 +300,7 @@ async def test_step_that_has_had_its_time_waits_for_no_record(node, monkeypatch)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await node.tick._mend([Disagreement(Kind.DEAD_SESSION, "lease")])
+    await eventually(lambda: len(begun) == 2, "the record, after the repair")
 
 
 class Attended:

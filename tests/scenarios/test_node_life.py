@@ -13,7 +13,7 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from messaging import node, registry
+from messaging import metrics, node, registry
 from messaging.messages import Draft
 from messaging.models import Message
 from subscriptions.bindings import ChannelKey
@@ -347,3 +347,17 @@ async def test_deaf_node_sends_its_sessions_where_somebody_hears(
             await eventually(lambda: here.node.ready and not here.node.deserted, "it hears again")
         async with Peer(here.url, "alice") as alice, Peer(here.url, "bob") as bob:
             await chat(alice, bob, "all is well")
+
+
+async def test_loop_that_fails_begins_again(here, monkeypatch):
+    failed = []
+
+    def fail(node):
+        failed.append(node)
+        raise ValueError("nobody has thought of this")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(metrics, "show_tick", fail)
+        await eventually(lambda: failed, "the tick to fail")
+    sent = here.node.probe.sent
+    await eventually(lambda: here.node.probe.sent > sent, "the tick to go on")
