@@ -230,8 +230,7 @@ class Node:
         if running:
             _, left = await asyncio.wait(running, timeout=STEP_SECONDS)
             for task in left:
-                extra = {"node": self.id, "step": task.get_name(), "why": "it does not end"}
-                logger.warning("node.left_behind", extra=extra)
+                self._note_left(task.get_name(), "it does not end")
 
     async def _step(self, step: Awaitable[Any], name: str) -> bool:
         """Whether one step of ending was done. What is not given back ends with the lease."""
@@ -239,11 +238,12 @@ class Node:
             async with asyncio.timeout(STEP_SECONDS):
                 await step
         except Exception as error:  # noqa: BLE001 - whatever it is, the node ends
-            logger.warning(
-                "node.left_behind", extra={"node": self.id, "step": name, "why": repr(error)}
-            )
+            self._note_left(name, repr(error))
             return False
         return True
+
+    def _note_left(self, step: str, why: str) -> None:
+        logger.warning("node.left_behind", extra={"node": self.id, "step": step, "why": why})
 
     @property
     def ready(self) -> bool:
