@@ -233,8 +233,10 @@ class LoopLayer(RedisPubSubLoopLayer):  # type: ignore[misc]
             shard.reconnect()
 
     async def flush(self) -> None:
+        """Forget everything and close every connection. All stop to hear first, however long the
+        first takes to close."""
         for shard in self._shards:
-            shard.end_receiving()  # all of them, however long one takes to close
+            shard.end_receiving()
         await super().flush()
 
     async def close(self, inbox: str) -> None:
