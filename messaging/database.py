@@ -9,14 +9,19 @@ is busy must not be taken for dead. Readers keep a slow read from stopping the o
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import select
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from threading import Barrier, BrokenBarrierError
 from typing import ParamSpec, TypeVar
 
-from django.db import close_old_connections, connection, connections
+from django.db import DEFAULT_DB_ALIAS, close_old_connections, connection, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from messaging.conf import conf
 
@@ -27,6 +32,8 @@ with suppress(ImportError):  # who is on SQLite need not have it
     # a restart of PostgreSQL it may hold 20 of them: measured, all threads waited for 10 s.
     AttemptWithBackoff.INITIAL_DELAY = 0.05
 
+logger = logging.getLogger(__name__)
+
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
@@ -35,58 +42,120 @@ HELD_MS = 2_000
 """How long the writing threads wait for a row that somebody holds: a tick. What could not be
 written is written with a later one."""
 
+WATCH_SECONDS = 1.0
+"""How often it is looked for threads that wait for ever."""
+
 
 class DatabaseThreads:
-    """The executors of one node. `close` waits for what runs and closes their connections."""
+    """The threads of one node. `close` waits for what runs and closes their connections."""
 
     def __init__(self) -> None:
-        self._readers = _threads(conf().database_threads, "read")
-        self._writer = _threads(1, "write", HELD_MS)
+        lease = conf().lease_seconds
+        self._readers = Threads("read", lease, count=conf().database_threads)
+        self._writer = Threads("write", lease, lock_timeout=HELD_MS)
         self._log = self._slow = self._beat = self._writer
         if connection.vendor == "postgresql":
-            self._beat = _threads(1, "beat", HELD_MS)
-            self._log = _threads(1, "log")
-            self._slow = _threads(1, "log-slow")
+            # Before the lease is over, another connection has to keep it.
+            self._beat = Threads("beat", lease / 2, lock_timeout=HELD_MS)
+            self._log = Threads("log", lease)
+            self._slow = Threads("log-slow", lease)
 
     async def read(
         self, question: Callable[P, Result], *args: P.args, **kwargs: P.kwargs
     ) -> Result:
         """Run `question` on a reading thread."""
-        return await _run(self._readers, lambda: question(*args, **kwargs))
+        return await self._readers.run(lambda: question(*args, **kwargs))
 
     async def write(self, change: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
         """Run `change` on the writing thread, after the writes asked for before it."""
-        return await _run(self._writer, lambda: change(*args, **kwargs))
+        return await self._writer.run(lambda: change(*args, **kwargs))
 
     async def beat(self, change: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
         """Run what keeps the lease."""
-        return await _run(self._beat, lambda: change(*args, **kwargs))
+        return await self._beat.run(lambda: change(*args, **kwargs))
 
     async def append(
         self, change: Callable[P, Result], *args: P.args, **kwargs: P.kwargs
     ) -> Result:
         """Run a batch of the log, which waits for nobody's rows."""
-        return await _run(self._log, lambda: change(*args, **kwargs))
+        return await self._log.run(lambda: change(*args, **kwargs))
 
     async def append_slowly(
         self, change: Callable[P, Result], *args: P.args, **kwargs: P.kwargs
     ) -> Result:
         """Run a batch that may have to wait for a row."""
-        return await _run(self._slow, lambda: change(*args, **kwargs))
+        return await self._slow.run(lambda: change(*args, **kwargs))
+
+    async def watch(self) -> None:
+        """Let no thread wait for ever. A statement that nobody has answered for a whole lease is
+        one of a backend, or of a proxy before it, that has stopped without closing anything:
+        keepalive does not notice that, since the kernel answers."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            for each in self._all:
+                each.look()
 
     def close(self) -> None:
         """Finish what runs and close the threads' connections."""
-        executors = {self._readers, self._writer, self._log, self._slow, self._beat}
-        for executor in executors:
-            threads = conf().database_threads if executor is self._readers else 1
-            together = Barrier(threads)
-            for _ in range(threads):
-                executor.submit(_close_connections, together)
-            executor.shutdown(wait=True)
+        for each in self._all:
+            each.close()
+
+    @property
+    def _all(self) -> set[Threads]:
+        return {self._readers, self._writer, self._log, self._slow, self._beat}
 
 
-def _threads(count: int, name: str, lock_timeout: int = 0) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, f"wukongim-{name}", _own_connection, (lock_timeout,))
+@dataclass(eq=False, slots=True)
+class Call:
+    """What one thread is doing, over which of Django's connections, and how often it was seen to be
+    at it. Looks are counted instead of time, of which a server that stood still loses some."""
+
+    connection: BaseDatabaseWrapper
+    looks: int = 0
+
+
+class Threads:
+    """`count` threads, each with a connection of its own. A statement of theirs that is not
+    answered for `longest` seconds fails: it is hung up."""
+
+    def __init__(self, name: str, longest: float, count: int = 1, lock_timeout: int = 0) -> None:
+        self._name, self._longest, self._count = name, longest, count
+        self._executor = ThreadPoolExecutor(
+            count, f"wukongim-{name}", _own_connection, (lock_timeout,)
+        )
+        self._calls: set[Call] = set()
+
+    async def run(self, call: Callable[[], Result]) -> Result:
+        """Run `call` on one of them. Nobody is told of what was cancelled meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._guarded, call)
+
+    def _guarded(self, call: Callable[[], Result]) -> Result:
+        """A connection that broke is replaced, before this call or, if only it shows that, before
+        the next."""
+        _close_ended()
+        running = Call(connections[DEFAULT_DB_ALIAS])
+        self._calls.add(running)
+        try:
+            return call()
+        finally:
+            self._calls.discard(running)
+            close_old_connections()
+
+    def look(self) -> None:
+        """Count this look at each call, and hang up on what has been seen too often."""
+        for call in self._calls.copy():
+            call.looks += 1
+            if call.looks * WATCH_SECONDS >= self._longest and _hang_up(call.connection):
+                extra = {"threads": self._name, "seconds": self._longest}
+                logger.warning("database.hung_up", extra=extra)
+                call.looks = 0
+
+    def close(self) -> None:
+        """Finish what runs and close the connections."""
+        together = Barrier(self._count)
+        for _ in range(self._count):
+            self._executor.submit(_close_connections, together)
+        self._executor.shutdown(wait=True)
 
 
 def _own_connection(lock_timeout: int) -> None:
@@ -103,25 +172,11 @@ def _own_connection(lock_timeout: int) -> None:
     }  # fmt: skip
 
 
-async def _run(executor: ThreadPoolExecutor, call: Callable[[], Result]) -> Result:
-    return await asyncio.get_running_loop().run_in_executor(executor, _guarded, call)
-
-
 def _close_connections(together: Barrier) -> None:
     """Each thread waits for the others, so that each of them closes its own connections."""
     with suppress(BrokenBarrierError):
         together.wait(timeout=5)
     connections.close_all()
-
-
-def _guarded(call: Callable[[], Result]) -> Result:
-    """A connection that broke is replaced, before this call or, if only it shows that, before the
-    next."""
-    _close_ended()
-    try:
-        return call()
-    finally:
-        close_old_connections()
 
 
 def _close_ended() -> None:
@@ -134,8 +189,19 @@ def _close_ended() -> None:
         connection.close()
 
 
-def _has_news(socket: int) -> bool:
+def _has_news(descriptor: int) -> bool:
     """Whether there is something to read, or an end."""
     poll = select.poll()  # select() knows no socket above 1,023
-    poll.register(socket, select.POLLIN)
+    poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def _hang_up(used: BaseDatabaseWrapper) -> bool:
+    """Shut the socket down under a statement; the thread that waits for the answer gets an error
+    instead. Returns whether one was under way: a thread that works is left alone."""
+    held = used.connection
+    if held is None or held.closed or held.info.transaction_status.name != "ACTIVE":
+        return False
+    with suppress(OSError), socket.socket(fileno=os.dup(held.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
+    return True

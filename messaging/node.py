@@ -157,7 +157,7 @@ class Node:
         loops = (
             self._receive_loop, self._reconnect_loop, self._groups_loop, self.tick.run,
             self.tick.run_beats,
-            self.answers.run,
+            self.answers.run, self.database.watch,
         )  # fmt: skip
         self._tasks = [
             self.loop.create_task(run_forever(each), name=each.__name__) for each in loops

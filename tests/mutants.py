@@ -45,6 +45,31 @@ MUTANTS = [
         "        self._let_go()",
         "messaging/test_sockets.py",
     ),
+    # --- the database ---
+    Mutant(
+        "the end of a statement that nobody answers",
+        "messaging/database.py",
+        "and _hang_up(call.connection)",
+        "and False",
+        "messaging/test_database.py",
+        network=True,
+    ),
+    Mutant(
+        "a thread that works is not hung up on",
+        "messaging/database.py",
+        ' or held.info.transaction_status.name != "ACTIVE"',
+        "",
+        "messaging/test_database.py",
+        network=True,
+    ),
+    Mutant(
+        "a node looks at what its threads wait for",
+        "messaging/node.py",
+        "self.answers.run, self.database.watch,",
+        "self.answers.run,",
+        "messaging/test_database.py",
+        network=True,
+    ),
     # --- hearing ---
     Mutant(
         "the fence: what a binding may hear",

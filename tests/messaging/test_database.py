@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+import time
+from contextlib import contextmanager
+
 import pytest
 from django.db import OperationalError, connection
 
+from messaging import database
 from messaging.database import DatabaseThreads
-from tests.support.server import NETWORKED
+from tests.support.factories import in_thread, make_group
+from tests.support.peers import Peer
+from tests.support.server import NETWORKED, running_server
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = [
     pytest.mark.skipif(not NETWORKED, reason="a file ends no connections"),
@@ -21,11 +31,45 @@ async def threads():
     each.close()
 
 
+@pytest.fixture
+async def watched(settings, monkeypatch):
+    """Threads that are hung up on after 0.2 s of a statement that nobody answers."""
+    settings.MESSAGING = {"LEASE_SECONDS": 0.2}
+    monkeypatch.setattr(database, "WATCH_SECONDS", 0.05)
+    each = DatabaseThreads()
+    watching = asyncio.create_task(each.watch())
+    yield each
+    watching.cancel()
+    each.close()
+
+
+@contextmanager
+def frozen(pids):
+    """Meanwhile these processes hold their connections, and answer none of them."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
 def backend():
     """The process that serves this thread's connection."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         return cursor.fetchone()[0]
+
+
+def others():
+    """The processes that serve all other connections to this database."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pid FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        return [pid for (pid,) in cursor.fetchall()]
 
 
 def end(pid):
@@ -58,3 +102,41 @@ async def test_connection_that_breaks_under_a_call_is_replaced_by_the_next(threa
 async def test_connection_is_kept_from_call_to_call(threads):
     first = await threads.write(backend)
     assert {await threads.write(backend) for _ in range(5)} == {first}
+
+
+@pytest.mark.parametrize("kind", ["read", "write", "beat", "append", "append_slowly"])
+async def test_statement_that_nobody_answers_fails_and_its_thread_has_another_connection(
+    watched, kind, caplog
+):
+    ask = getattr(watched, kind)
+    pids = {await ask(backend) for _ in range(20)}
+    with frozen(pids):
+        for _ in pids:
+            with pytest.raises(OperationalError):
+                async with asyncio.timeout(PATIENCE):
+                    await ask(backend)
+        assert await ask(backend) not in pids
+    assert {each.message for each in caplog.records} == {"database.hung_up"}
+
+
+async def test_thread_that_works_is_left_alone_however_long_it_takes(watched):
+    before = await watched.write(backend)
+    await watched.write(time.sleep, 0.5)
+    assert await watched.write(backend) == before
+
+
+async def test_node_whose_connections_have_all_frozen_serves_again_by_itself(
+    settings, monkeypatch, transactional_db
+):
+    settings.MESSAGING = {"TICK_SECONDS": 0.3, "LEASE_SECONDS": 1.2, "BEHIND_GRACE": 0.1}
+    monkeypatch.setattr(database, "WATCH_SECONDS", 0.2)
+    async with running_server() as server:
+        await in_thread(make_group, "team", "alice", "bob")
+        async with Peer(server.url, "alice") as alice, Peer(server.url, "bob") as bob:
+            await alice.send("team", "before")
+            await bob.until_heard("team", "before")
+            with frozen(await in_thread(others)):
+                await alice.send("team", "during")
+                await alice.send("team", "after")
+                await bob.until_heard("team", "after")
+                await eventually(lambda: server.node.ready, "another connection keeps the lease")
