@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -270,9 +271,11 @@ def test_environment_table_has_every_variable(text):
 CHECK_ID = r"(?:wukongim|messaging|subscriptions|webhooks)\.[EW]\d{3}"
 
 
-def check_ids() -> set[str]:
+@cache
+def check_ids() -> frozenset[str]:
     """The ids of the system checks that the code has."""
-    return {text for tree in trees() for text in strings_in(tree) if re.fullmatch(CHECK_ID, text)}
+    texts = (text for tree in trees() for text in strings_in(tree))
+    return frozenset(text for text in texts if re.fullmatch(CHECK_ID, text))
 
 
 def test_checks_tables_have_every_id_once():
@@ -443,11 +446,14 @@ def texts(value: ast.expr, tree: ast.Module) -> list[str]:
     return [value.value] if isinstance(value, ast.Constant) and isinstance(value.value, str) else []
 
 
-def trees() -> Iterator[ast.Module]:
+@cache
+def trees() -> tuple[ast.Module, ...]:
     """Every source file of the packages, parsed."""
-    for path in SOURCES:
-        if path.relative_to(ROOT).parts[0] in PACKAGES and "migrations" not in path.parts:
-            yield ast.parse(path.read_text(encoding="utf-8"))
+    return tuple(
+        ast.parse(path.read_text(encoding="utf-8"))
+        for path in SOURCES
+        if path.relative_to(ROOT).parts[0] in PACKAGES and "migrations" not in path.parts
+    )
 
 
 HOW_WORKERS_ADD_UP = {"livesum": ", sum", "livemin": ", least", "livemax": ", most"}

@@ -1,4 +1,4 @@
-"""Two minutes of everything at random, with a seed of its own each time."""
+"""A minute of everything at random, with a seed of its own each time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.server import ROOT
 
-SECONDS = 120
+SECONDS = 60
 SETTLING = 180
 """What starting the servers, and being judged, may take on a machine that does other things."""
 

@@ -10,7 +10,7 @@ from messaging.checks import check_echo, check_layer, check_settings
 from messaging.conf import STEPS, MessagingConf, conf
 from messaging.node import LAST_WORDS_SECONDS, STEP_SECONDS
 from messaging.serving import REQUESTS_GRACE
-from tests.support.server import ServerProcess
+from tests.support.server import NETWORKED, ServerProcess
 from tests.support.services import Valkey, valkey
 from wukongim.environment import channel_layers
 
@@ -203,6 +203,7 @@ def test_echo_that_nobody_sends_back_is_an_error(settings, monkeypatch):
         assert [each.id for each in check_echo()] == ["messaging.E007"]
 
 
+@pytest.mark.skipif(NETWORKED, reason="it asks no database, and this takes three processes")
 def test_check_asks_the_layer_where_it_is_to_be_deployed_and_nowhere_else():
     with Valkey() as server:
         process = ServerProcess(WUKONGIM_REDIS_URL=server.url)

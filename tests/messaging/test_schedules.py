@@ -19,9 +19,9 @@ STEPS = 150
 PARTS = 5
 """Tests that share the schedules, so that two cores can."""
 
-CALM = 2_000
+CALM = 1_000
 DAMAGED = 600
-"""Schedules of each part, 2 ms each: 13,000 in all, in about 30 s of one core."""
+"""Schedules of each part, 2 ms each: 8,000 in all, in about 20 s of one core."""
 
 
 async def play_many(request, count: int, damages=()) -> None:

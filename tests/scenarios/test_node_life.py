@@ -21,13 +21,14 @@ from subscriptions.models import Finding
 from tests.support.cluster import running_nodes, spread
 from tests.support.factories import in_thread, make_group
 from tests.support.peers import Peer
-from tests.support.server import ServerProcess, running_server
+from tests.support.server import NETWORKED, ServerProcess, running_server
 from tests.support.services import Postgres, Valkey
 from tests.support.waiting import eventually
 
 RESTARTING = {"serve": 1012, "daphne": 4012}
 """daphne sends no code of the protocol's own but 1000."""
 
+other_services = pytest.mark.skipif(not NETWORKED, reason="services of their own, in both runs")
 LEASE = 3.0
 QUICK = {
     "WUKONGIM_MESSAGING": json.dumps(
@@ -179,6 +180,7 @@ async def test_reader_that_stalled_is_cut_and_holds_up_no_stop(server):
     assert sessions(server, "bob") == [(1, "restarting")]
 
 
+@other_services
 @pytest.mark.parametrize("trouble", ["frozen", "stopped"])
 async def test_node_ends_though_its_database_does_not_answer(trouble):
     with Postgres() as postgres:
@@ -195,6 +197,7 @@ async def test_node_ends_though_its_database_does_not_answer(trouble):
             assert '"node.left_behind"' in server.log_text()
 
 
+@other_services
 async def test_node_ends_though_redis_does_not_answer():
     with Valkey() as valkey, ServerProcess(WUKONGIM_REDIS_URL=valkey.url, **QUICK) as server:
         server.make_user("alice")

@@ -34,6 +34,7 @@ from subscriptions.models import (
 from tests.support.admin_pages import admin_url, log_in, log_in_operator, log_in_staff
 from tests.support.factories import in_thread, make_group
 from tests.support.peers import Peer
+from tests.support.server import NETWORKED
 
 pytestmark = pytest.mark.django_db
 
@@ -490,6 +491,7 @@ PRICES = [(Membership, 7), (Channel, 8), (MembershipChange, 9), (AccessRule, 6),
           (Audit, 10)]  # fmt: skip
 
 
+@pytest.mark.skipif(NETWORKED, reason="how many statements are made is no matter of the database")
 @pytest.mark.parametrize("rows", [5, 50])
 @pytest.mark.parametrize(("model", "price"), PRICES)
 def test_list_costs_the_same_for_any_number_of_rows(

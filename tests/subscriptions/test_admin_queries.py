@@ -31,6 +31,7 @@ from subscriptions.models import (
     MembershipChange,
 )
 from tests.support.admin_pages import admin_url, iter_pages, log_in, log_in_operator
+from tests.support.server import NETWORKED
 
 pytestmark = pytest.mark.django_db
 
@@ -104,6 +105,7 @@ def price(client: Client, url: str) -> int:
     return len(statements) - (isinstance(listed, PageList) and listed.multi_page)
 
 
+@pytest.mark.skipif(NETWORKED, reason="how many statements are made is no matter of the database")
 @pytest.mark.timeout(300)  # 20 s alone; several times that beside what fills another database
 def test_every_page_takes_the_same_statements_however_many_rows_there_are():
     operator = User.objects.create_superuser("operator")
