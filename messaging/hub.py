@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from operator import attrgetter
+from itertools import repeat
+from operator import attrgetter, is_
 from typing import Protocol
 
 from messaging.fanout import Fanout
@@ -39,6 +40,7 @@ class Port(Protocol):
 
 
 VERSION, BINDINGS = attrgetter("version"), attrgetter("bindings")
+CHANNEL, HEAD, NEWEST = attrgetter("channel"), attrgetter("head"), attrgetter("newest")
 
 Marks = dict[tuple[int, str], tuple[int, int]]
 """{(channel pk, session id): (version of its binding, position)}."""
@@ -150,49 +152,64 @@ class Hub:
         Unconditional and idempotent: whatever was there is completed. A position that is known
         already stays, so nothing is heard twice; a binding of a higher version stays, too.
         """
-        group = self.groups.get(channel)
-        if group is None:
-            group = self.groups[channel] = Group(channel, key, key.group, position)
-            self._needs.opened(group)
-        channel = group.channel  # one number for all who are bound to it
+        group = self.groups.get(channel) or self._open(channel, key, position)
         held = group.bindings.get(session)
         if held is None or held.version <= binding.version:
             group.bindings[session] = binding
         group.newest = max(group.newest, binding.version)
-        session.bindings[channel] = group
-        session.heard.setdefault(channel, position)
+        session.bindings[group.channel] = group  # one number for all who are bound to it
+        session.heard.setdefault(group.channel, position)
+
+    def _open(self, channel: int, key: ChannelKey, head: int, newest: int = 0) -> Group:
+        group = self.groups[channel] = Group(channel, key, key.group, head, newest)
+        self._needs.opened(group)
+        return group
 
     def bind_all(
         self, session: LiveSession, memberships: Memberships, keys: Mapping[int, ChannelKey]
     ) -> list[int]:
         """Put a session that has just come into the groups of its memberships, at their heads: what
-        `bind` does, in one loop for the thousand of them that it may have. Returns the channels of
-        which this node has heard of more than was read. `keys`: the names of those channels that
-        have no group yet; one without a name is gone."""
-        groups, bindings, heard = self.groups, session.bindings, session.heard
-        uid, states = session.uid, memberships.states
+        `bind` does for one of the thousand that it may have, here in the interpreter's own loops.
+        Returns the channels of which this node has heard of more than was read. `keys`: the names
+        of those channels that have no group yet; one without a name is gone."""
+        states = memberships.states
+        for channel, key in keys.items():
+            if channel in states and channel not in self.groups:
+                version, head = states[channel]
+                self._open(channel, key, head, version)
+        wanted = set(memberships.channels)
+        if gone := wanted.difference(self.groups) | wanted.difference(states):
+            memberships = memberships.but(gone)
+        if not memberships.channels:
+            return []
+        groups = [*map(self.groups.__getitem__, memberships.channels)]
+        versions, heads = zip(*map(states.__getitem__, memberships.channels), strict=True)
+        grants = [
+            *map(GroupBinding, repeat(session.uid), versions, memberships.joined_versions,
+                 memberships.joined_seqs)
+        ]  # fmt: skip
+        held = [*map(dict.setdefault, map(BINDINGS, groups), repeat(session), grants)]
+        channels, known = [*map(CHANNEL, groups)], {**session.heard}
+        session.bindings.update(zip(channels, groups, strict=True))
+        session.heard.update(zip(channels, heads, strict=True))
+        session.heard.update(known)
+        if not all(map(is_, held, grants)):  # it had bindings already, which may be older
+            for group, grant in zip(groups, grants, strict=True):
+                self.bind(session, group.channel, group.key, grant, group.head)
+        return self._outdated(groups, versions, heads)
+
+    def _outdated(
+        self, groups: Sequence[Group], versions: Sequence[int], heads: Sequence[int]
+    ) -> list[int]:
+        """Channels in which more is known than these versions and heads; where less is known of the
+        version, from now on it is."""
+        if (*map(NEWEST, groups),) == versions and (*map(HEAD, groups),) == heads:
+            return []
         outdated = []
-        for channel, joined_version, joined_seq in zip(
-            memberships.channels, memberships.joined_versions, memberships.joined_seqs, strict=True
-        ):
-            state = states.get(channel)
-            if state is None:
-                continue
-            version, head = state
-            binding = GroupBinding(uid, version, joined_version, joined_seq)
-            group = groups.get(channel)
-            if group is None or group.bindings.setdefault(session, binding) is not binding:
-                key = group.key if group else keys.get(channel)
-                if key is None:
-                    continue
-                self.bind(session, channel, key, binding, head)
-                group = groups[channel]
-            bindings[group.channel] = group
-            heard.setdefault(group.channel, head)
-            if version > group.newest:
-                group.newest = version
+        for group, version, head in zip(groups, versions, heads, strict=True):
+            group.newest = max(group.newest, version)
             if version < group.newest or head < group.head:
-                outdated.append(channel)
+                outdated.append(group.channel)
         return outdated
 
     def begin_behind(self, session: LiveSession, channel: int, head: int) -> None:

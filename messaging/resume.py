@@ -9,8 +9,10 @@ lags does (docs/reference/wire.md).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+
+from msgspec.structs import replace
 
 from messaging.database import DatabaseThreads
 from messaging.message_table import seqs_kept

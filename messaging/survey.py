@@ -11,11 +11,10 @@ from itertools import chain, repeat
 from operator import attrgetter
 from typing import NamedTuple
 
-from messaging.hub import BINDINGS, VERSION, Hub, LiveSession, Marks
+from messaging.hub import BINDINGS, HEAD, NEWEST, VERSION, Hub, LiveSession, Marks
 from subscriptions.bindings import NEVER, GroupBinding
 
 JOINED, LEFT = attrgetter("joined_version"), attrgetter("left_version")
-HEAD, NEWEST = attrgetter("head"), attrgetter("newest")
 
 
 class Span(NamedTuple):

@@ -13,6 +13,8 @@ from datetime import datetime
 from enum import IntEnum
 from typing import NamedTuple
 
+import msgspec
+
 SYSTEM_UID = "____system"
 NODES_GROUP = "wukongim.nodes"
 """The one group that every node's inbox is in: hints about memberships, kicks and audits."""
@@ -138,15 +140,15 @@ NEVER = 1 << 63
 """A version that no channel reaches: that of a join that never was."""
 
 
-@dataclass(slots=True)
-class GroupBinding:
+class GroupBinding(msgspec.Struct, frozen=True, gc=False):
     """What one uid may hear of one channel, true up to `version` of that channel's memberships: the
     current or last stay, and those before it of which something may still have to be heard.
 
     Built from one snapshot of the database and never guessed: what is newer than `version` cannot
     be judged by it and is withheld until it has been read anew. A node holds one for each session
-    and channel, so nearly all of it is in one object; and it is a value that nobody changes, though
-    not frozen: a thousand of those take a connect half a millisecond longer.
+    and channel, so nearly all of it is in one object, of a class that the interpreter's collector
+    passes over (it refers to nothing that could refer to it) and that is made in a third of the
+    time of a dataclass.
     """
 
     uid: str

@@ -81,7 +81,7 @@ def queries(monkeypatch):
         monkeypatch.setattr(owner, name, counting)
 
     monkeypatch.setattr(CursorWrapper, "_execute_with_wrappers", note)
-    count(database, "_run")
+    count(database.Threads, "run")
     count(NodeLayer, "join")
     return counted
 

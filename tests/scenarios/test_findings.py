@@ -6,12 +6,12 @@ ask for.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from django.db import connection
 from django.db.models import F
+from msgspec.structs import replace
 
 from messaging import check
 from messaging.hub import LiveSession
