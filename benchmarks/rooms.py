@@ -57,13 +57,15 @@ FASTER, ANSWERED_MS, ALIKE = 10.0, 150.0, 1.5
 @dataclass(frozen=True, slots=True)
 class Size:
     """So many rooms of so many members, messages under way, bytes of each, and seconds. `carried`:
-    under way at the tutorial, whose layer holds 100 for a process and drops the rest."""
+    under way at the tutorial, whose layer holds 100 for a process and drops the rest. `turns`: how
+    often ours is measured in many rooms and in one, one right after the other."""
 
     rooms: int = 1_000
     members: int = 5
     in_flight: int = 200
     carried: int = 64
     bytes: int = 160
+    turns: int = 3
     seconds: float = 5.0
     warm_up: float = 1.0
 
@@ -79,34 +81,44 @@ QUICK = Size(rooms=40, seconds=1.0, warm_up=0.3)
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a message cost in many rooms and in one, and what came of too many at once."""
+    """What a message cost in many rooms and, right after that, in one; and what came of too many at
+    once."""
 
     many: Cost
     one: Cost
-    flood: Heard | None
+    flood: Heard | None = None
+
+    @property
+    def alike(self) -> float:
+        """A delivery in many rooms as a multiple of one in a single room. Both are measured within
+        seconds: a machine that does other things is not the same one a minute later."""
+        return self.many.delivery_micros / self.one.delivery_micros
 
 
 Results = dict[str, list[Result]]
-"""{contender: its rounds}"""
+"""{contender: its turns of all rounds}"""
 
 
-async def measure(size: Size, running: Running, clocks: Clocks, is_ours: bool) -> Result:
+async def measure(size: Size, running: Running, clocks: Clocks, is_ours: bool) -> list[Result]:
     """Many rooms, then the one room, with as many messages under way: there all members send in
-    turn, since one of ours may have 64 under way."""
+    turn, since one of ours may have 64 under way. Ours several times."""
     crowd = Crowd(running.dialect, running.url)
     await crowd.connect((name, room) for room, names in size.people().items() for name in names)
     first = [members[0] for room, members in crowd.rooms.items() if room != ONE]
     in_flight = size.in_flight if is_ours else size.carried
-    many, one = [
-        await cost_of(crowd, clocks, senders, in_flight, size.bytes, size.seconds, size.warm_up)
-        for senders in (first, crowd.rooms[ONE])
-    ]
-    flood = None
+    results = []
+    for _ in range(size.turns if is_ours else 1):
+        many, one = [
+            await cost_of(crowd, clocks, senders, in_flight, size.bytes, size.seconds, size.warm_up)
+            for senders in (first, crowd.rooms[ONE])
+        ]
+        results.append(Result(many, one))
     if not is_ours:
         crowd.patience = FLOOD_PATIENCE
         flood = await crowd.talk(first, size.seconds, size.in_flight, size.bytes)
+        results = [Result(many, one, flood)]
     await crowd.close()
-    return Result(many, one, flood)
+    return results
 
 
 def run(report: Report, stack: Services, size: Size, rounds: int) -> Results:
@@ -116,13 +128,14 @@ def run(report: Report, stack: Services, size: Size, rounds: int) -> Results:
     for number, contender in shuffled(contenders, rounds):
         with contender.running(stack, size.people()) as running:
             clocks = Clocks(stack, running)
-            result = uvloop.run(measure(size, running, clocks, contender in OUR))
-        results[contender.name].append(result)
+            turns = uvloop.run(measure(size, running, clocks, contender in OUR))
+        results[contender.name] += turns
         head = f"{number} {contender.name:38}"
-        report.say(f"{head} many  {line(result.many)}", keep=False)
-        report.say(f"{head} one   {line(result.one)}", keep=False)
-        if result.flood is not None:
-            report.say(f"{head} {size.in_flight} under way: {lost(result.flood)}", keep=False)
+        for turn in turns:
+            report.say(f"{head} many  {line(turn.many)}", keep=False)
+            report.say(f"{head} one   {line(turn.one)}", keep=False)
+            if turn.flood is not None:
+                report.say(f"{head} {size.in_flight} under way: {lost(turn.flood)}", keep=False)
     return {each.name: results[each.name] for each in contenders}
 
 
@@ -179,11 +192,11 @@ def show(report: Report, size: Size, results: Results) -> None:
     report.table(TITLES, [row(name, costs) for name, costs in one.items()])
     report.say("")
     for ours, peer in zip(OUR, THEIRS, strict=True):
-        mine, theirs = many[ours.name], many[peer.name]
+        mine, theirs = results[ours.name], many[peer.name]
         floods = [each.flood for each in results[peer.name] if each.flood is not None]
-        for bar in bars(ours.name, mine, theirs, one[ours.name]):
+        for bar in bars(ours.name, mine, theirs):
             report.say(f"* {bar}")
-        cpu = ratio(theirs, mine, lambda cost: cost.micros)
+        cpu = ratio(theirs, many[ours.name], lambda cost: cost.micros)
         report.say(f"* {ours.name}: a message takes the tutorial {cpu:.1f} × the server's CPU")
         report.say(
             f"* {peer.name}, with {size.in_flight} under way:"
@@ -191,11 +204,12 @@ def show(report: Report, size: Size, results: Results) -> None:
         )
 
 
-def bars(name: str, mine: Sequence[Cost], theirs: Sequence[Cost], one: Sequence[Cost]) -> list[Bar]:
+def bars(name: str, mine: Sequence[Result], theirs: Sequence[Cost]) -> list[Bar]:
     """What is promised of one of ours."""
-    rate = ratio(mine, theirs, lambda cost: cost.rate)
-    answered = median_of(mine, lambda cost: cost.answered_p99)
-    alike = ratio(mine, one, lambda cost: cost.delivery_micros)
+    many = [each.many for each in mine]
+    rate = ratio(many, theirs, lambda cost: cost.rate)
+    answered = median_of(many, lambda cost: cost.answered_p99)
+    alike = median_of(mine, lambda turn: turn.alike)
     return [
         Bar(f"{name}: messages a second, against the tutorial's", rate, FASTER, " ×", True),
         Bar(f"{name}: SENDACK, 99 of 100", answered, ANSWERED_MS, " ms"),
@@ -241,7 +255,8 @@ drops the rest. What it loses with {size.in_flight} is said below.
 Members of the tutorial's rooms hear themselves, ours do not; so a message is {others} deliveries
 for ours and {size.members} for the tutorial. The one room is measured at the same server, with as
 many members and messages under way, so that a message is as many deliveries; there all members send
-in turn.
+in turn. Ours takes {size.turns} turns of many rooms and one in each round; how a delivery compares
+is the median of what each turn says.
 """
 
 MEANING = """
