@@ -126,7 +126,7 @@ class Threads:
         self._calls: set[Call] = set()
 
     async def run(self, call: Callable[[], Result]) -> Result:
-        """Run `call` on one of them. Nobody is told of what was cancelled meanwhile."""
+        """Run `call` on one of them, over a connection that is not known to be broken."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._guarded, call)
 
     def _guarded(self, call: Callable[[], Result]) -> Result:
@@ -142,7 +142,8 @@ class Threads:
             close_old_connections()
 
     def look(self) -> None:
-        """Count this look at each call, and hang up on what has been seen too often."""
+        """Count this look at each call, and hang up on the statement of one that was seen for too
+        long."""
         for call in self._calls.copy():
             call.looks += 1
             if call.looks * WATCH_SECONDS >= self._longest and _hang_up(call.connection):
@@ -199,7 +200,7 @@ def _has_news(descriptor: int) -> bool:
 def _hang_up(used: BaseDatabaseWrapper) -> bool:
     """Shut the socket down under a statement; the thread that waits for the answer gets an error
     instead. Returns whether one was under way: a thread that works is left alone."""
-    held = used.connection
+    held = used.connection if used.vendor == "postgresql" else None
     if held is None or held.closed or held.info.transaction_status.name != "ACTIVE":
         return False
     with suppress(OSError), socket.socket(fileno=os.dup(held.fileno())) as end:
