@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import uvloop
@@ -41,6 +42,7 @@ from benchmarks.runs import (
     ratio,
     require_all,
     shuffled,
+    spread,
     spread_of,
 )
 from tests.support.server import ROOT
@@ -112,7 +114,7 @@ class Cost:
 
 
 Costs = dict[str, list[Cost]]
-"""{what connected: its waves over all rounds}"""
+"""{what connected: its waves in one round}"""
 
 
 # --- one server ---------------------------------------------------------------------------------
@@ -209,19 +211,18 @@ class Contenders:
                 yield running, measure_tutorial
 
 
-def run(report: Report, stack: Services, size: Size, rounds: int) -> Costs:
+def run(report: Report, stack: Services, size: Size, rounds: int) -> list[Costs]:
     """Both in every round."""
-    costs: Costs = defaultdict(list)
+    costs: dict[int, Costs] = defaultdict(dict)
     contenders = Contenders(stack, size)
     for number, name in shuffled((OURS, TUTORIAL), rounds):
         with contenders.running(name) as (running, measure):
             measured = uvloop.run(measure(size, running, Clocks(stack, running)))
+        costs[number] |= measured
         for what, waves in measured.items():
-            costs[what] += waves
             for cost in waves:
                 report.say(f"{number} {what:31} {line(cost)}", keep=False)
-    warm = [ours("warm", at_once) for at_once in size.at_once]
-    return {what: costs[what] for what in (*warm, ours("cold", size.at_once[0]), TUTORIAL)}
+    return list(costs.values())
 
 
 def line(cost: Cost) -> str:
@@ -233,30 +234,31 @@ def line(cost: Cost) -> str:
     )
 
 
-def show(report: Report, costs: Costs, size: Size) -> None:
-    """The table, and whether the bar is kept."""
+def show(report: Report, rounds: Sequence[Costs], size: Size) -> None:
+    """The table, and whether the bars are kept."""
+    first = size.at_once[0]
+    mine = [*(ours("warm", at_once) for at_once in size.at_once), ours("cold", first)]
+    costs = {what: [cost for each in rounds for cost in each[what]] for what in (*mine, TUTORIAL)}
     report.table(
         ("connecting", "connections a second", "server CPU, ms each", "PostgreSQL, ms",
          "Valkey, ms", "load, ms"),
         [(what, *row(waves)) for what, waves in costs.items()],
     )  # fmt: skip
     report.say("")
-    for what in [each for each in costs if each != TUTORIAL]:
-        for sentence in compared(what, costs[what], costs[TUTORIAL], size):
-            report.say(f"* {sentence}")
+    for what in mine:
+        faster = [compared(each[what], each[TUTORIAL]) for each in rounds]
+        text = f"{what}: connections a second, against the tutorial's in the same round"
+        bar = Bar(text, median(faster), FASTER, " ×", True)
+        promised = what in (ours("cold", first), ours("warm", first))
+        report.say(f"* {bar if promised else f'{text}: {bar.value:.3g} ×'}; {spread(faster)}")
+        cheaper = ratio(costs[TUTORIAL], costs[what], lambda cost: cost.millis)
+        report.say(f"* {what}: a connection takes the tutorial {cheaper:.0f} × the server's CPU")
 
 
-def compared(what: str, waves: Sequence[Cost], theirs: Sequence[Cost], size: Size) -> list[str]:
-    """How much less a connect takes than the tutorial's; of the largest waves a promise."""
-    faster = ratio(waves, theirs, lambda cost: cost.rate)
-    cheaper = ratio(theirs, waves, lambda cost: cost.millis)
-    text = f"{what}: connections a second, against the tutorial's"
-    bar = Bar(text, faster, FASTER, " ×", True)
-    promised = what in (ours("cold", size.at_once[0]), ours("warm", size.at_once[0]))
-    return [
-        str(bar) if promised else f"{text}: {faster:.3g} ×",
-        f"{what}: a connection takes the tutorial {cheaper:.0f} × the server's CPU",
-    ]
+def compared(waves: Sequence[Cost], theirs: Sequence[Cost]) -> float:
+    """How many times as many connections a second, in one round: within a minute of each other, on
+    a machine that is not the same one a few minutes later."""
+    return ratio(waves, theirs, lambda cost: cost.rate)
 
 
 def row(waves: Sequence[Cost]) -> tuple[str, ...]:
@@ -316,9 +318,10 @@ at by one statement, their rows written in one transaction under a lock, which s
 displace, and their memberships read by another ([decision
 40](../decisions/0040-those-who-connect-at-once-are-let-in-together.md)); the tutorial does none of
 that but the last. Who comes alone pays for all of it, and waits for three answers, one after the
-other, in which the server has nothing to do. It is when everybody comes that it matters. The rest
-is a fraction of a microsecond for each number that is read, and more for each binding, which is put
-into three tables that lie all over the memory.
+other, in which the server has nothing to do: one at a time is a fourth of what fifty are, and ten
+may not be sixty times the tutorial. It is when everybody comes that it matters. The rest is a
+fraction of a microsecond for each number that is read, and more for each binding, which is put into
+three tables that lie all over the memory.
 """
 
 

@@ -106,7 +106,8 @@ class MessagingConf:
     """Steps of the tick that run. Taking one out is for tests that show what it is for."""
 
     lease_seconds: float = 20.0
-    """A node that has not renewed for ten ticks is gone."""
+    """A node that has not renewed for ten ticks is gone; and so is, for a node, a connection to
+    PostgreSQL on which a statement has no answer by then."""
 
     drain_seconds: float = field(default=6.0, metadata=OR_ZERO)
     """Time over which a node that ends asks its sessions to come back. 10,000 sessions / 6 s =

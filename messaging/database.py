@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Barrier, BrokenBarrierError
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from django.db import DEFAULT_DB_ALIAS, close_old_connections, connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -55,7 +55,7 @@ class DatabaseThreads:
         self._writer = Threads("write", lease, lock_timeout=HELD_MS)
         self._log = self._slow = self._beat = self._writer
         if connection.vendor == "postgresql":
-            # Before the lease is over, another connection has to keep it.
+            # Half a lease, so that another connection can keep the rest of it.
             self._beat = Threads("beat", lease / 2, lock_timeout=HELD_MS)
             self._log = Threads("log", lease)
             self._slow = Threads("log-slow", lease)
@@ -87,9 +87,10 @@ class DatabaseThreads:
         return await self._slow.run(lambda: change(*args, **kwargs))
 
     async def watch(self) -> None:
-        """Let no thread wait for ever. A statement that nobody has answered for a whole lease is
-        one of a backend, or of a proxy before it, that has stopped without closing anything:
-        keepalive does not notice that, since the kernel answers."""
+        """Let no thread wait for ever. A statement that has no answer after a whole lease is one of
+        a backend, or of a proxy before it, that has stopped without closing anything, which
+        keepalive does not notice, since the kernel answers; or it waits for somebody who holds a
+        whole table, and is better asked again."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             for each in self._all:
@@ -107,11 +108,17 @@ class DatabaseThreads:
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """What one thread is doing, over which of Django's connections, and how often it was seen to be
-    at it. Looks are counted instead of time, of which a server that stood still loses some."""
+    """What one thread is doing, over which of Django's connections, and how often it was seen at
+    its present statement. Looks are counted instead of time: a server that stood still itself has
+    answers waiting."""
 
     connection: BaseDatabaseWrapper
     looks: int = 0
+
+    def ask(self, execute: Callable[..., Any], *statement: Any) -> Any:
+        """Execute the next statement."""
+        self.looks = 0
+        return execute(*statement)
 
 
 class Threads:
@@ -136,10 +143,13 @@ class Threads:
         running = Call(connections[DEFAULT_DB_ALIAS])
         self._calls.add(running)
         try:
-            return call()
+            with running.connection.execute_wrapper(running.ask):
+                return call()
         finally:
-            self._calls.discard(running)
-            close_old_connections()
+            try:
+                close_old_connections()  # which may ask whether the connection is still one
+            finally:
+                self._calls.discard(running)
 
     def look(self) -> None:
         """Count this look at each call, and hang up on the statement of one that was seen for too
@@ -199,10 +209,13 @@ def _has_news(descriptor: int) -> bool:
 
 def _hang_up(used: BaseDatabaseWrapper) -> bool:
     """Shut the socket down under a statement; the thread that waits for the answer gets an error
-    instead. Returns whether one was under way: a thread that works is left alone."""
+    instead. Returns whether that was done: a thread that works is left alone."""
     held = used.connection if used.vendor == "postgresql" else None
     if held is None or held.closed or held.info.transaction_status.name != "ACTIVE":
         return False
-    with suppress(OSError), socket.socket(fileno=os.dup(held.fileno())) as end:
-        end.shutdown(socket.SHUT_RDWR)
+    try:
+        with socket.socket(fileno=os.dup(held.fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)
+    except Exception:  # noqa: BLE001 - psycopg's or the kernel's: it ended just now
+        return False
     return True

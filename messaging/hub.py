@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from itertools import repeat
+from functools import partial
+from itertools import repeat, starmap
 from operator import attrgetter, is_
 from typing import Protocol
 
@@ -184,10 +185,8 @@ class Hub:
             return []
         groups = [*map(self.groups.__getitem__, memberships.channels)]
         versions, heads = zip(*map(states.__getitem__, memberships.channels), strict=True)
-        grants = [
-            *map(GroupBinding, repeat(session.uid), versions, memberships.joined_versions,
-                 memberships.joined_seqs)
-        ]  # fmt: skip
+        joined = zip(versions, memberships.joined_versions, memberships.joined_seqs, strict=True)
+        grants = [*starmap(partial(GroupBinding, session.uid), joined)]
         held = [*map(dict.setdefault, map(BINDINGS, groups), repeat(session), grants)]
         channels, known = [*map(CHANNEL, groups)], {**session.heard}
         session.bindings.update(zip(channels, groups, strict=True))
@@ -196,13 +195,13 @@ class Hub:
         if not all(map(is_, held, grants)):  # it had bindings already, which may be older
             for group, grant in zip(groups, grants, strict=True):
                 self.bind(session, group.channel, group.key, grant, group.head)
-        return self._outdated(groups, versions, heads)
+        return self._lift_newest(groups, versions, heads)
 
-    def _outdated(
-        self, groups: Sequence[Group], versions: Sequence[int], heads: Sequence[int]
+    def _lift_newest(
+        self, groups: Sequence[Group], versions: tuple[int, ...], heads: tuple[int, ...]
     ) -> list[int]:
-        """Channels in which more is known than these versions and heads; where less is known of the
-        version, from now on it is."""
+        """Lift each group's newest version to the one that was read. Returns the channels of which
+        more is known here, version or head, than was read."""
         if (*map(NEWEST, groups),) == versions and (*map(HEAD, groups),) == heads:
             return []
         outdated = []

@@ -137,6 +137,7 @@ class Node:
     async def start(self) -> None:
         """Register, join the node's groups and start every loop. Raises TriggersMissing: without
         them nothing that is bound could be believed."""
+        self._tasks = self._run_all(self.database.watch)
         await self.database.read(lambda: install.require(connection))
         self.id = await self.database.write(registry.register_node)
         try:
@@ -157,12 +158,13 @@ class Node:
         loops = (
             self._receive_loop, self._reconnect_loop, self._groups_loop, self.tick.run,
             self.tick.run_beats,
-            self.answers.run, self.database.watch,
+            self.answers.run,
         )  # fmt: skip
-        self._tasks = [
-            self.loop.create_task(run_forever(each), name=each.__name__) for each in loops
-        ]
+        self._tasks += self._run_all(*loops)
         self.errand(self.tick.hear_echo())
+
+    def _run_all(self, *loops: Callable[[], Awaitable[None]]) -> list[asyncio.Task[None]]:
+        return [self.loop.create_task(run_forever(each), name=each.__name__) for each in loops]
 
     async def drain(self) -> None:
         """Take nobody new, answer what waits, and ask each session to come back elsewhere. The log

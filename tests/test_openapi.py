@@ -125,7 +125,7 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
-MOST = 25 if NETWORKED else 10
+MOST = 16 if NETWORKED else 10
 """Requests an endpoint: PostgreSQL is the stricter of the two."""
 
 

@@ -61,6 +61,10 @@ POSTGRES_SESSION = {
     "tcp_keepalives_interval": 5,
     "tcp_keepalives_count": 2,
     "tcp_user_timeout": 20_000,
+    # A node hangs up on what has no answer for a lease. A backend that waits for somebody's table
+    # would not look at its socket meanwhile, and keep its rows, its locks and its place among the
+    # connections: node after node would take those of all.
+    "client_connection_check_interval": 5_000,
 }
 """What PostgreSQL itself does for each of our sessions."""
 

@@ -12,6 +12,7 @@ import pytest
 from django.db import OperationalError, connection
 
 from messaging import database
+from messaging.conf import conf
 from messaging.database import DatabaseThreads
 from tests.support.factories import in_thread, make_group
 from tests.support.peers import Peer
@@ -31,8 +32,8 @@ async def threads():
 
 @pytest.fixture
 async def watched(settings, monkeypatch):
-    """Threads that are hung up on after 0.2 s of a statement that nobody answers."""
-    settings.MESSAGING = {"LEASE_SECONDS": 0.2}
+    """Threads that are hung up on after 0.6 s, or 0.3, of a statement that nobody answers."""
+    settings.MESSAGING = {"LEASE_SECONDS": 0.6}
     monkeypatch.setattr(database, "WATCH_SECONDS", 0.05)
     each = DatabaseThreads()
     watching = asyncio.create_task(each.watch())
@@ -54,11 +55,16 @@ def frozen(pids):
             os.kill(pid, signal.SIGCONT)
 
 
-def backend():
-    """The process that serves this thread's connection."""
+def backend(seconds=0):
+    """The process that serves this thread's connection, which takes so long to say so."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid()")
+        cursor.execute("SELECT pg_backend_pid(), pg_sleep(%s)", [seconds])
         return cursor.fetchone()[0]
+
+
+def backend_in_the_end():
+    """The same, after statements that take longer together than one may."""
+    return [backend(0.05) for _ in range(20)].pop()
 
 
 def served_by():
@@ -118,19 +124,25 @@ async def test_statement_that_nobody_answers_fails_and_its_thread_has_another_co
     watched, kind, caplog
 ):
     ask = getattr(watched, kind)
-    pids = {await ask(backend) for _ in range(20)}
+    pids = set(await asyncio.gather(*(ask(backend, 0.1) for _ in range(conf().database_threads))))
+    assert len(pids) == (conf().database_threads if kind == "read" else 1)
     with frozen(pids):
-        for _ in pids:
-            with pytest.raises(OperationalError):
-                async with asyncio.timeout(PATIENCE):
-                    await ask(backend)
+        async with asyncio.timeout(PATIENCE):
+            answers = await asyncio.gather(*(ask(backend) for _ in pids), return_exceptions=True)
+        assert {type(each) for each in answers} == {OperationalError}
         assert await ask(backend) not in pids
     assert {each.message for each in caplog.records} == {"database.hung_up"}
 
 
+@connected
+async def test_statements_that_are_answered_may_take_as_long_as_they_like_together(watched):
+    before = await watched.write(backend)
+    assert await watched.write(backend_in_the_end) == before
+
+
 async def test_thread_that_works_is_left_alone_however_long_it_takes(watched):
     before = await watched.write(served_by)
-    await watched.write(time.sleep, 0.5)
+    await watched.write(time.sleep, 1.0)
     assert await watched.write(served_by) is before
 
 

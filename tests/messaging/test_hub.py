@@ -124,6 +124,16 @@ def test_group_knows_the_newest_version_that_anybody_came_with(hub, in_bulk):
     assert survey.look_at(hub, ["alice"]).apart == {1}
 
 
+def test_session_that_was_bound_already_keeps_what_is_newer_and_where_it_was(hub):
+    session = connect(hub, "a", {1: 4, 2: 7})
+    hub.groups[2].bindings[session] = newer = GroupBinding("alice", 12, 7, 0)
+    session.heard[1] = 5
+    hub.bind_all(session, Memberships([1, 2], [4, 7], [0, 0], {1: (10, 9), 2: (10, 9)}), {})
+    assert hub.groups[1].bindings[session] == GroupBinding("alice", 10, 4, 0)
+    assert hub.groups[2].bindings[session] is newer
+    assert session.heard == {1: 5, 2: 0}
+
+
 def test_channels_that_went_on_while_a_session_was_let_in_are_to_be_looked_at(hub):
     """Channel 2 had more messages, 3 more changes than were read; 1 and 5 did not, 4 is gone."""
     connect(hub, "a", {1: 4, 2: 7, 3: 1})

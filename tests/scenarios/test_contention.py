@@ -27,9 +27,9 @@ HOLD_SECONDS = float(os.environ.get("HOLD_SECONDS", "12"))
 then; a longer one shows the same."""
 
 HEARD_WITHIN = 5.0
-UNCHANGED = 0.5
-"""Seconds that an acknowledgement takes at most on a busy machine; one that waited for the held
-channel would take as long as that is held."""
+UNCHANGED = 2.0
+"""Seconds that an acknowledgement takes at most on a machine that is busy with other things; one
+that waited for the held channel would take as long as that is held, 6 s or longer."""
 
 SENDERS = 200
 ROOMS = [f"room{number}" for number in range(10)]
@@ -123,7 +123,7 @@ async def test_requests_that_wait_for_a_held_channel_do_not_starve_the_node(serv
     assert {answer.status_code for answer in answers} <= {200, 503}
     assert not sent.refused
     assert sent.unanswered == 0
-    assert sent.percentile(1.0) < 1.0
+    assert sent.percentile(1.0) < UNCHANGED
 
 
 async def test_many_sends_by_rest_at_once_are_all_answered(servers):

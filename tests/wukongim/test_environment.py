@@ -134,6 +134,7 @@ def test_session_of_ours_is_ended_by_postgresql_when_its_process_has_gone(monkey
         "tcp_keepalives_interval": "5",
         "tcp_keepalives_count": "2",
         "tcp_user_timeout": "20000",
+        "client_connection_check_interval": "5s",
         "search_path": '"$user", public',
     }
     assert asked["theirs"] == {
