@@ -37,6 +37,7 @@ from tests.faults.bench import (
 )
 from tests.faults.people import Person, client_of
 from tests.faults.proxy import Proxy
+from tests.support import services
 from tests.support.cluster import WorkersProcess
 from tests.support.services import Valkey
 
@@ -751,6 +752,28 @@ async def database_frozen(bench: Bench) -> None:
     """PostgreSQL holds its connections for 4 s and answers none of them."""
     with bench.postgres.frozen():
         await asyncio.sleep(4)
+
+
+OF_SERVERS = """
+    SELECT pid FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'wukongim' AND state {state} 'idle'
+"""
+
+
+@injection("F46", bound=LEASE + SOON, takes="postgres server")
+async def connections_frozen(bench: Bench) -> None:
+    """The processes of PostgreSQL that serve the servers' connections stand still, those that were
+    idle; new ones answer, and every server has to be ready before the others go on."""
+    idle = {pid for (pid,) in await bench.ask(OF_SERVERS.format(state="="))}
+    with services.frozen(idle):
+        # Who was asked something meanwhile may hold what nobody else could take from it.
+        busy = {pid for (pid,) in await bench.ask(OF_SERVERS.format(state="<>"))} & idle
+        services.resume(busy)
+        await asyncio.sleep(LEASE + SOON)
+        for place in bench.places:
+            answer = await asyncio.to_thread(place.server.client.get, "/readyz")
+            if answer.status_code != 200:
+                raise ProductFailure(f"still waits for connections that stand still: {answer.text}")
 
 
 @injection()

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
-from contextlib import contextmanager
 
 import pytest
 from django.db import OperationalError, connection
@@ -17,6 +14,7 @@ from messaging.database import DatabaseThreads
 from tests.support.factories import in_thread, make_group
 from tests.support.peers import Peer
 from tests.support.server import NETWORKED, running_server
+from tests.support.services import frozen
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -41,18 +39,6 @@ async def watched(settings, monkeypatch):
     assert not watching.done()
     watching.cancel()
     each.close()
-
-
-@contextmanager
-def frozen(pids):
-    """Meanwhile these processes hold their connections, and answer none of them."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 def backend(seconds=0):

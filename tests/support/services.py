@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
@@ -84,12 +84,8 @@ class Service:
         pid = self.process.pid
         os.kill(pid, signal.SIGSTOP)  # first, so that it has no further children
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-        pids = [*map(int, children), pid]
-        try:
-            _signal(pids, signal.SIGSTOP)
+        with frozen([*map(int, children), pid]):
             yield
-        finally:
-            _signal(pids, signal.SIGCONT)
 
     command: list[str]
     log: Path
@@ -100,7 +96,22 @@ class Service:
         raise NotImplementedError
 
 
-def _signal(pids: list[int], number: int) -> None:
+@contextmanager
+def frozen(pids: Collection[int]) -> Iterator[None]:
+    """Meanwhile these processes hold their connections and answer none of them."""
+    try:
+        _signal(pids, signal.SIGSTOP)
+        yield
+    finally:
+        resume(pids)
+
+
+def resume(pids: Collection[int]) -> None:
+    """Let processes that are frozen go on."""
+    _signal(pids, signal.SIGCONT)
+
+
+def _signal(pids: Collection[int], number: int) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
