@@ -12,8 +12,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 MANY = 100
-"""Disagreements of one kind that are written down one by one: four statements each, so half a
-second of the writing thread at most."""
+"""Disagreements of one kind that are written down one by one: what somebody may read through."""
 
 
 class Kind(StrEnum):

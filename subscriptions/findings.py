@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models import F, QuerySet
 from django.db.models.functions import Coalesce, Now
 
@@ -25,6 +25,9 @@ from subscriptions.models import Channel, Finding
 from subscriptions.selectors import in_scopes, pages
 
 logger = logging.getLogger(__name__)
+
+TRIES = 5
+"""To open findings of which somebody else opens one at the same time."""
 
 
 def key_of(disagreement: Disagreement, node: int | None) -> str:
@@ -45,7 +48,7 @@ def record(
         return []
     with transaction.atomic():
         there = _channels_among(each.channel for each in seen)
-        recorded = [_record(_placed(each, there), node, healed_by) for each in seen]
+        recorded = _record([_placed(each, there) for each in seen], node, healed_by)
         signals.findings_written.send(Finding, recorded=recorded)
         transaction.on_commit(lambda: _announce(recorded))
     return [finding for finding, _ in recorded]
@@ -63,30 +66,47 @@ def _placed(each: Disagreement, there: set[int]) -> Disagreement:
     return replace(each, channel=None, detail=f"channel row {each.channel} is gone")
 
 
-def _record(each: Disagreement, node: int | None, healed_by: str) -> tuple[Finding, bool]:
-    values = {
-        "reason": each.reason,
-        "channel_id": each.channel,
-        "uid": each.uid,
-        "session_id": each.session,
-        "node_id": node,
-        "kind": each.kind.value,
-        "memberships": each.memberships,
-        "from_seq": each.from_seq,
-        "to_seq": each.to_seq,
-        "detail": each.detail[:500],
-    }
-    key = key_of(each, node)
-    finding, created = Finding.objects.get_or_create(
-        key=key, healed_at__isnull=True, defaults=values
-    )
-    row = Finding.objects.filter(pk=finding.pk)
-    if not created:
-        row.update(seen=F("seen") + 1, last_seen=Now(), **_newer(each))
+def _record(
+    seen: Iterable[Disagreement], node: int | None, healed_by: str
+) -> list[tuple[Finding, bool]]:
+    """New ones in a few statements for all: a node that loses much finds hundreds, and writes
+    nothing else meanwhile."""
+    by_key = {key_of(each, node): each for each in seen}
+    there = _open(by_key, node)
+    created = by_key.keys() - there
+    for key, pk in there.items():
+        row = Finding.objects.filter(pk=pk)
+        row.update(seen=F("seen") + 1, last_seen=Now(), **_newer(by_key[key]))
+    mine = open_findings().filter(key__in=by_key)
+    pks = list(mine.values_list("pk", flat=True))
+    rows = Finding.objects.filter(pk__in=pks).order_by("pk")
     if healed_by:
-        row.update(healed_at=Now(), healed_by=healed_by)
-    finding.refresh_from_db()
-    return finding, created
+        rows.update(healed_at=Now(), healed_by=healed_by)
+    return [(finding, finding.key in created) for finding in rows]
+
+
+def _open(by_key: Mapping[str, Disagreement], node: int | None) -> dict[str, int]:
+    """Open a finding for each key that has none; returns those that had one: {key: pk}."""
+    for tries_left in reversed(range(TRIES)):
+        there = dict(open_findings().filter(key__in=by_key).values_list("key", "pk"))
+        new = [_finding(key, each, node) for key, each in by_key.items() if key not in there]
+        try:
+            with transaction.atomic():
+                Finding.objects.bulk_create(new)
+        except IntegrityError:  # somebody has opened one of them meanwhile: now it is there
+            if not tries_left:
+                raise
+        else:
+            break
+    return there
+
+
+def _finding(key: str, each: Disagreement, node: int | None) -> Finding:
+    return Finding(
+        key=key, kind=each.kind.value, reason=each.reason, channel_id=each.channel, uid=each.uid,
+        session_id=each.session, node_id=node, memberships=each.memberships,
+        from_seq=each.from_seq, to_seq=each.to_seq, detail=each.detail[:500],
+    )  # fmt: skip
 
 
 def _newer(each: Disagreement) -> dict[str, Any]:

@@ -437,7 +437,7 @@ MUTANTS = [
     ),
     Mutant(
         "the comparison with the server's count of subscriptions",
-        "messaging/redis_layer.py",
+        "messaging/redis_hearing.py",
         "if found and int(found[1]) != len(self.confirmed):",
         "if False:",
         "messaging/test_redis_layer.py scenarios/test_broken_layer.py",

@@ -12,7 +12,8 @@ import pytest
 
 from messaging import redis_layer
 from messaging.layer import BATCH_BYTES, BATCH_EVENTS, NodeLayer
-from messaging.redis_layer import Hearing, RedisLayer
+from messaging.redis_hearing import Hearing
+from messaging.redis_layer import RedisLayer
 from tests.support.layers import channel, lose_group, shard_of, subscribed
 from tests.support.services import Valkey, valkey
 from tests.support.waiting import PATIENCE, eventually

@@ -51,6 +51,22 @@ def test_sighting_again_says_how_much_it_is_by_now_and_how_far_it_reaches(team):
     assert known() == (1, 5, 9, "3 behind")
 
 
+def test_hundreds_are_written_in_a_few_statements(team, django_assert_max_num_queries):
+    lost = [missing(team, f"u{number}") for number in range(100)]
+    with django_assert_max_num_queries(12):
+        assert len(findings.record(lost, NODE, "check")) == 100
+    assert set(Finding.objects.values_list("seen", "healed_by")) == {(1, "check")}
+
+
+def test_finding_that_somebody_opens_at_the_same_time_is_seen_by_both(team, monkeypatch):
+    findings.record([missing(team)], NODE)
+    looks = iter([Finding.objects.none()])  # before the other one was there
+    look = findings.open_findings
+    monkeypatch.setattr(findings, "open_findings", lambda: next(looks, look()))
+    findings.record([missing(team), missing(team, "bob")], NODE)
+    assert sorted(look().values_list("uid", "seen")) == [("alice", 2), ("bob", 1)]
+
+
 def test_another_node_has_a_finding_of_its_own(team):
     findings.record([missing(team)], NODE)
     findings.record([missing(team)], 8)
