@@ -90,7 +90,8 @@ class MessagingConf:
     that one process writes."""
 
     tick_seconds: float = 2.0
-    """Period of the tick, ± 10 %. With `behind_grace` a lost doorbell is mended within 3 s."""
+    """Period of the tick, and up to 5 % more. With `behind_grace` a lost doorbell is mended within
+    3 s."""
 
     behind_grace: float = field(default=0.3, metadata=OR_ZERO)
     """Seconds a doorbell may still be under way before a binding below its head counts as deaf."""

@@ -400,6 +400,13 @@ MUTANTS = [
         "messaging/test_tick.py scenarios/test_findings.py scenarios/test_node_life.py",
     ),
     Mutant(
+        "a tick that comes in time after slow steps",
+        "messaging/tick.py",
+        "max(self._period - took, ",
+        "max(self._period, ",
+        "messaging/test_tick.py",
+    ),
+    Mutant(
         "the beat beside the steps",
         "messaging/tick.py",
         'while "beat" in self.node.conf.steps:',

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from django.db import OperationalError
@@ -55,6 +57,30 @@ def time(monkeypatch):
 
     monkeypatch.setattr("messaging.tick.time.monotonic", lambda: Clock.now)
     return Clock
+
+
+async def test_tick_begins_a_period_after_the_one_before_however_long_its_steps_take(
+    node, time, monkeypatch
+):
+    lasting, began = [0.1, 1.5, 5.0, 0.1], []
+
+    async def sleep(seconds):
+        time.now += seconds
+
+    async def step():
+        began.append(time.now)
+        if not lasting:
+            raise asyncio.CancelledError
+        time.now += lasting.pop(0)
+
+    monkeypatch.setattr("messaging.tick.metrics.sleep", sleep)
+    node.conf = replace(node.conf, steps=("sweep",), tick_seconds=2.0)
+    node.tick._steps = {"sweep": step}
+    with suppress(asyncio.CancelledError):
+        await node.tick.run()
+    first, second, third, fourth = [after - before for before, after in pairwise(began)]
+    assert all(2.0 <= each <= 2.1 for each in (first, second, fourth))
+    assert third == pytest.approx(5.5)
 
 
 async def test_dead_nodes_are_swept_after_a_whole_lease_of_beats_and_not_before(node, time):
