@@ -86,8 +86,8 @@ class Tick:
         }
 
     async def run(self) -> None:
-        """Take the steps one after the other until cancelled. A tick begins `tick_seconds` after the
-        one before, however long its steps took: what is promised in seconds counts on that."""
+        """Take the steps one after the other until cancelled. A tick begins `tick_seconds` after
+        the one before, however long its steps took: what is promised in seconds counts on that."""
         pause = self._period
         while True:
             await metrics.sleep(pause)
