@@ -250,7 +250,8 @@ def show(report: Report, rounds: Sequence[Costs], size: Size) -> None:
         text = f"{what}: connections a second, against the tutorial's in the same round"
         bar = Bar(text, median(faster), FASTER, " ×", True)
         promised = what in (ours("cold", first), ours("warm", first))
-        report.say(f"* {bar if promised else f'{text}: {bar.value:.3g} ×'}; rounds: {spread(faster)}")
+        said = str(bar) if promised else f"{text}: {bar.value:.3g} ×"
+        report.say(f"* {said}; rounds: {spread(faster)}")
         cheaper = ratio(costs[TUTORIAL], costs[what], lambda cost: cost.millis)
         report.say(f"* {what}: a connection takes the tutorial {cheaper:.0f} × the server's CPU")
 

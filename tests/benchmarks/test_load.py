@@ -230,7 +230,7 @@ async def test_our_server_is_spoken_to_as_it_wants(here, dialect):
         assert heard.deliveries == MESSAGES * 2
         assert len(heard.answered) == MESSAGES
         ports = [session.port for session in here.node.hub.sessions.values()]
-        await eventually(lambda: not any(port._sent for port in ports), "all to be acknowledged")
+        await eventually(lambda: not any(port.sent for port in ports), "all to be acknowledged")
 
 
 async def test_each_binary_socket_has_a_key_of_its_own(here):
