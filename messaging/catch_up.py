@@ -224,16 +224,25 @@ class CatchUp:
             await self._sweep_owed()
 
     async def _sweep_owed(self) -> None:
-        """Sweep the channels whose lines were read. Whoever is cut short has done what he has done:
-        the next sweep goes on with the rest."""
-        for channel, floor in list(self._owed.items()):
-            try:
-                await self._sweep_channel(channel, floor)
-            except DatabaseError:
-                raise
-            except Exception:
-                logger.exception("sweep.failed", extra={"channel_pk": channel})
-            del self._owed[channel]
+        """Sweep the channels whose lines were read, as many at a time as there are readers, since
+        each asks a question of its own. Whoever is cut short has done what he has done: the next
+        sweep goes on with the rest."""
+        owed, readers = list(self._owed.items()), self.conf.database_threads
+        for start in range(0, len(owed), readers):
+            sweeps = [self._sweep_surely(*each) for each in owed[start : start + readers]]
+            for error in await asyncio.gather(*sweeps, return_exceptions=True):
+                if error is not None:
+                    raise error
+
+    async def _sweep_surely(self, channel: int, floor: int) -> None:
+        """A channel that cannot be swept keeps no other from it, unless it is the database."""
+        try:
+            await self._sweep_channel(channel, floor)
+        except DatabaseError:
+            raise
+        except Exception:
+            logger.exception("sweep.failed", extra={"channel_pk": channel})
+        del self._owed[channel]
 
     async def _sweep_channel(self, channel: int, floor: int) -> None:
         group = self.hub.groups.get(channel)
@@ -300,8 +309,16 @@ class CatchUp:
         if self.behind:
             await asyncio.sleep(self.conf.behind_grace)
             still = self._still_behind()
-            # Whoever is being fetched for is behind, and yet has missed no doorbell.
             self.behind = {c: head for c, head in still.items() if c not in self.looks}
+            # Whoever is being fetched for is behind, and yet need not have missed a doorbell.
+            for channel in still.keys() - self.behind.keys():
+                self._look_up_to(channel, still[channel])
+
+    def _look_up_to(self, channel: int, head: int) -> asyncio.Task[None]:
+        """A look that goes as far as this head, too; one that is under way may be of a lower."""
+        group = self.hub.groups[channel]
+        group.head = max(group.head, head)
+        return self.look(channel)
 
     async def find_ahead(self, channels: Collection[int]) -> None:
         """Note in `ahead` who claims more of these channels than the database has."""
@@ -327,11 +344,9 @@ class CatchUp:
 
     async def fetch_behind(self) -> None:
         """Fetch for all that is noted in `behind`, and join those groups again."""
-        groups = [self.hub.groups[channel] for channel in self.behind if channel in self.hub.groups]
-        for group in groups:
-            group.head = max(group.head, self.behind[group.channel])
-        self.layer.rejoin_soon(group.name for group in groups)
-        looks = [self.look(group.channel) for group in groups]
+        behind = {c: head for c, head in self.behind.items() if c in self.hub.groups}
+        self.layer.rejoin_soon(self.hub.groups[channel].name for channel in behind)
+        looks = [self._look_up_to(channel, head) for channel, head in behind.items()]
         if looks:  # as many at a time as there are readers; whoever waits here cancels none
             await asyncio.wait(looks)
         self.behind = self._still_behind()

@@ -13,6 +13,7 @@ from subscriptions.bindings import ChannelKey
 from subscriptions.models import Finding, Membership
 from tests.support.factories import in_thread, make_group, make_users
 from tests.support.peers import PATIENCE, Peer
+from tests.support.server import running_server
 
 TEAM = ChannelKey(2, "team")
 BOUND = 5.0
@@ -83,3 +84,32 @@ async def test_stay_that_was_over_before_anybody_noticed_is_owed_and_no_more(her
         await carol.until_heard("team", "after bob left", BOUND)
         await bob.until_heard("team", "while bob was there", BOUND)
         assert bob.texts("team") == ["while bob was there"]
+
+
+@pytest.mark.parametrize("passed", [False, True])
+async def test_look_that_is_under_way_reaches_what_the_sweep_finds_meanwhile(
+    transactional_db, settings, monkeypatch, passed
+):
+    """It began with a lower head, and has yet to read the log, or has read it."""
+    settings.MESSAGING = {"STEPS": ("beat",)}
+    async with running_server() as here:
+        channel = await in_thread(make_group, "team", "alice", "bob")
+        async with Peer(here.url, "bob") as bob:
+            catch_up, gate = here.node.catch_up, asyncio.Event()
+            read = catch_up._catch_up
+
+            async def held(channel):
+                if passed:
+                    await read(channel)
+                await gate.wait()
+                if not passed:
+                    await read(channel)
+
+            monkeypatch.setattr(catch_up, "_catch_up", held)
+            catch_up.look(channel.pk)
+            await asyncio.sleep(0)
+            await in_thread(append_elsewhere, "meanwhile")
+            assert await catch_up.sweep_heads() == [], "who is being fetched for has missed nothing"
+            monkeypatch.setattr(catch_up, "_catch_up", read)
+            gate.set()
+            await bob.until_heard("team", "meanwhile", BOUND)
