@@ -95,8 +95,8 @@ def packets() -> list[Cell]:
              lambda: jsonrpc.encode(Pong("1"))),
         Cell("decode SEND", lambda: codec.decode(send), open_, calling(json_send(payload))),
         Cell("decode RECVACK", lambda: codec.decode(recvack), None, calling(JSON_ACK)),
-        Cell("decode RECVACK, shortcut", lambda: codec.decode_ack(recvack), None,
-             lambda: jsonrpc.decode_ack(JSON_ACK)),
+        Cell("decode RECVACK, shortcut", lambda: codec.decode_plain(recvack), None,
+             lambda: jsonrpc.decode_plain(JSON_ACK)),
         Cell("decode PING", lambda: codec.decode(b"\x70"), None,
              calling(b'{"method":"ping","id":"1"}')),
     ]  # fmt: skip

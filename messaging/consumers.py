@@ -16,7 +16,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -29,6 +29,7 @@ from messaging.conf import conf
 from messaging.dialects import SERVER_VERSION, Dialect, dialect_of
 from messaging.encoding import draft_of
 from messaging.hub import LiveSession
+from messaging.in_flight import InFlight
 from messaging.lifespan import start_with_session
 from messaging.messages import Appended, Outcome, Refused
 from messaging.models import Session
@@ -123,7 +124,8 @@ class MessagingConsumer(AsyncConsumer):
         self.leaving: CloseCode | None = None
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ahead: asyncio.Future[Any] | None = None
-        self.in_flight = asyncio.Semaphore(conf().in_flight)
+        self._listens = False
+        self.in_flight = InFlight(conf().in_flight)
         await receive()  # websocket.connect
         if not origin_allowed(scope):
             logger.info(
@@ -338,8 +340,9 @@ class MessagingConsumer(AsyncConsumer):
         return bool(ahead.result()["type"] != "websocket.disconnect")
 
     async def _frame(self) -> bytes:
+        self._listens = True
         event = await (self._ahead or self.receive())
-        self._ahead = None
+        self._listens, self._ahead = False, None
         if event["type"] == "websocket.disconnect":
             raise Gone(event.get("code", 1006))
         self.heard_at = time.monotonic()
@@ -392,31 +395,48 @@ class MessagingConsumer(AsyncConsumer):
         return SubAck(packet.sub_no, packet.channel_id, packet.channel_type, packet.action, reason)
 
     def _taken(self, message: bytes) -> bool:
-        """Whether this message was one that is obeyed at once, as it comes: an acknowledgement in
-        the shape that the SDKs send. Any other takes its turn behind what is being obeyed."""
-        message_id = None if self._ahead is not None else self.dialect.decode_ack(message)
-        if message_id is None:
+        """Whether this message was obeyed at once, as it comes: an acknowledgement, or a send while
+        nothing before it is being obeyed. Any other takes its turn."""
+        plain = None if self._ahead is not None else self.dialect.decode_plain(message)
+        if plain is None:
             return False
-        self.heard_at = now = time.monotonic()
-        self.port.acknowledge(message_id, now)
+        now = time.monotonic()
+        if isinstance(plain, int):
+            self.port.acknowledge(plain, now)
+        elif self._may_send_at_once(message):
+            self._submit(plain)
+        else:
+            return False
+        self.heard_at = now
         return True
 
+    def _may_send_at_once(self, message: bytes) -> bool:
+        """Whether a send need not wait: for what came before it, for earlier ones to be stored, or
+        for the peer to read what it was sent."""
+        free = self._listens and self.in_flight.has_room and self.outbox.has_room
+        return free and len(message) <= conf().frame_bytes
+
     async def _append(self, send: Send) -> None:
-        """Queue a message for the log; its answer is written when the batch is committed."""
+        """Queue a message for the log, once this session may have one more there."""
+        await self.in_flight.room()
+        self._submit(send)
+
+    def _submit(self, send: Send) -> None:
+        """Queue a message for the log; its answer is written when the batch is committed. Of a
+        session that is to leave nobody would hear it: they send it again elsewhere."""
+        if self.leaving is not None:
+            return
         try:
             draft = draft_of(send, self.session.uid, self.session.id)
         except ValueError:
             self._refuse(send, Reason.CHANNEL_ID_ERROR)
             return
-        await self.in_flight.acquire()
-        if self.leaving is not None:  # nobody would hear the answer: they send it again elsewhere
-            self.in_flight.release()
-            return
+        self.in_flight.begin()
         future = self.node.log.submit(draft)
         future.add_done_callback(lambda done: self._acknowledge(send, done))
 
     def _acknowledge(self, send: Send, done: asyncio.Future[Outcome]) -> None:
-        self.in_flight.release()
+        self.in_flight.answered()
         if done.cancelled():
             return
         outcome = done.result()
@@ -447,17 +467,10 @@ class MessagingConsumer(AsyncConsumer):
             self.closing = self.node.errand(self._flush_and_close(code))
 
     async def _flush_and_close(self, code: CloseCode) -> None:
-        """Taking every slot for sends is waiting for the answers, and keeps others from coming."""
-        taken = 0
-        with suppress(TimeoutError):
-            async with asyncio.timeout(FLUSH_SECONDS):
-                while taken < conf().in_flight:
-                    await self.in_flight.acquire()
-                    taken += 1
+        await self.in_flight.drained(FLUSH_SECONDS)
         await self.outbox.flush(FLUSH_SECONDS)
         await self._close(code)
-        for _ in range(taken):  # a reader that waits for one goes on, and hears of the close
-            self.in_flight.release()
+        self.in_flight.end()  # a reader that waits to send one more goes on, and hears of the close
 
     def attend(self, now: float) -> None:
         """Once a tick: re-send, give up, and close a session that has gone silent."""

@@ -15,7 +15,7 @@ from messaging.fanout import Fanout
 from messaging.frames import binary_header, content_of, text_frame
 from messaging.protocol import jsonrpc
 from messaging.protocol.binary import CONNECT, BinaryCodec, SharedRecv
-from messaging.protocol.packets import ClientPacket, Connect, Event, Recv, ServerPacket
+from messaging.protocol.packets import ClientPacket, Connect, Event, Recv, Send, ServerPacket
 
 SERVER_VERSION = 5
 """The newest protocol version this server speaks (protocol §2.2): no SDK is there to try 6 with."""
@@ -31,9 +31,9 @@ class Dialect(Protocol):
     def decode(self, data: bytes) -> list[ClientPacket]:
         """The packets that are whole with this. Raises ProtocolFault."""
 
-    def decode_ack(self, data: bytes) -> int | None:
-        """The message id of an acknowledgement that is all there is of it; None when `decode` has
-        to read it."""
+    def decode_plain(self, data: bytes) -> int | Send | None:
+        """The message id of an acknowledgement, or a send, that is all there is and in order; None
+        when `decode` has to read it."""
 
     def start(self, connect: Connect) -> tuple[str, str]:
         """Whoever this is was admitted: what encryption needs to be told, as ConnAck has it.
@@ -58,9 +58,9 @@ class JsonRpc:
         """All packets of a message: none comes in pieces (§1.1)."""
         return jsonrpc.decode(data, conf().payload_bytes, conf().resume_positions)
 
-    def decode_ack(self, data: bytes) -> int | None:
-        """One in the shape that the SDKs send."""
-        return jsonrpc.decode_ack(data)
+    def decode_plain(self, data: bytes) -> int | Send | None:
+        """What is in the shape that the SDKs send."""
+        return jsonrpc.decode_plain(data, conf().payload_bytes)
 
     def start(self, connect: Connect) -> tuple[str, str]:
         """Nothing is encrypted."""
@@ -104,9 +104,9 @@ class Binary:
         """In whatever pieces they come (§0.3)."""
         return self._codec.decode(data)
 
-    def decode_ack(self, data: bytes) -> int | None:
-        """One that is whole, with nothing before it that is not."""
-        return self._codec.decode_ack(data)
+    def decode_plain(self, data: bytes) -> int | Send | None:
+        """What is whole, with nothing before it that is not."""
+        return self._codec.decode_plain(data)
 
     def start(self, connect: Connect) -> tuple[str, str]:
         """Agree on a version and a key, and let packets be as long as they may."""

@@ -3,7 +3,7 @@ them; and of those that come, what can be told without a parser.
 
 What comes is parsed by the WebSocket library. But for each delivery there is an acknowledgement,
 and of its cost that was half; and of a session that is silent the answers to pings are nearly all.
-A frame that is short, whole and there at once is read here.
+A frame that is plain, whole and there at once is read here.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ TEXT, BINARY, PING, PONG = 0x81, 0x82, 0x89, 0x8A
 TWO_BYTES, EIGHT_BYTES = 126, 127
 """Length bytes that say: the length follows, in so many bytes."""
 
-MASK_BIT, MASKED = 0x80, 6
-"""What a length byte has when a mask follows, as behind all that clients send; and how long the
-shortest such header is."""
+MASK_BIT, MASK, MASKED = 0x80, 4, 6
+"""What a length byte has when a mask follows, as behind all that clients send; how long that is;
+and how long the shortest such header is."""
 
 
 def text_frame(text: bytes) -> bytes:
@@ -52,18 +52,23 @@ def content_of(frame: bytes) -> bytes:
     return frame[start:]
 
 
-def short_frame(data: bytes, start: int) -> tuple[int, bytes, int] | None:
+def whole_frame(data: bytes, start: int) -> tuple[int, bytes, int] | None:
     """First byte and content of the frame that begins at `start`, and where the next begins. None
     unless it is a message or a pong, all there, and as plain as frames are: final, no extension
-    bits, masked, below 126 bytes."""
+    bits, masked, below 64 KiB."""
     if len(data) < start + MASKED or data[start] not in (TEXT, BINARY, PONG):
         return None
-    length = data[start + 1] - MASK_BIT
-    end = start + MASKED + length
-    if not 0 <= length < TWO_BYTES or end > len(data):
+    length, begin = data[start + 1] - MASK_BIT, start + MASKED
+    if length == TWO_BYTES and data[start] != PONG:
+        length, begin = int.from_bytes(data[start + 2 : start + 4], "big"), begin + 2
+        if length < TWO_BYTES:
+            return None
+    elif not 0 <= length < TWO_BYTES:
         return None
-    content = data[start + MASKED : end]
-    return data[start], apply_mask(content, data[start + 2 : start + MASKED]), end
+    end = begin + length
+    if end > len(data):
+        return None
+    return data[start], apply_mask(data[begin:end], data[begin - MASK : begin]), end
 
 
 def bytes_to_come(data: bytes, at: int) -> int | None:

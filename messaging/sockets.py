@@ -23,7 +23,7 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 from websockets.protocol import OPEN
 
-from messaging.frames import PONG, bytes_to_come, ping_frame, short_frame
+from messaging.frames import PONG, bytes_to_come, ping_frame, whole_frame
 from messaging.wire import EXTENSION
 
 logger = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ class BoundedProtocol(Stalling, WebSocketsSansIOProtocol):
             self._on_takes()
 
     def data_received(self, data: bytes) -> None:
-        """Let the session take whole short messages at once, and the keepalive its pongs; the rest
+        """Let the session take whole messages at once, and the keepalive its pongs; the rest
         is parsed, and queued for `receive`. For that it must be known where a frame begins: it is,
         unless one came before the handshake was over, or was cut within its header."""
         if self.conn.state is not OPEN:
@@ -174,7 +174,7 @@ class BoundedProtocol(Stalling, WebSocketsSansIOProtocol):
         between_messages = not self._to_come and self.conn.current_size is None
         if taken is None or not between_messages or self.close_sent:
             return start
-        while found := short_frame(data, start):
+        while found := whole_frame(data, start):
             kind, content, end = found
             if kind == PONG:
                 self._answered(content)

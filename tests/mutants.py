@@ -308,6 +308,13 @@ MUTANTS = [
         "invariants/test_observation_simulated.py",
     ),
     Mutant(
+        "a look under way that goes as far as the sweep has found",
+        "messaging/catch_up.py",
+        "                self._look_up_to(channel, still[channel])\n",
+        "                pass\n",
+        "scenarios/test_sweep.py",
+    ),
+    Mutant(
         "a connect takes no binding that is newer",
         "messaging/hub.py",
         "if not all(map(is_, held, grants)):",
@@ -1051,6 +1058,34 @@ MUTANTS = [
         "(not self._pending and self._taken is not None and self._taken(data))",
         "(self._taken is not None and self._taken(data))",
         "messaging/test_tcp.py",
+    ),
+    Mutant(
+        "the turn of a send behind one that waits for room",
+        "messaging/consumers.py",
+        "free = self._listens and self",
+        "free = self",
+        "scenarios/test_sends.py",
+    ),
+    Mutant(
+        "the bound of sends that are taken as they come",
+        "messaging/consumers.py",
+        "self._listens and self.in_flight.has_room and",
+        "self._listens and",
+        "scenarios/test_sends.py",
+    ),
+    Mutant(
+        "room for the answers of sends that are taken as they come",
+        "messaging/consumers.py",
+        "self.in_flight.has_room and self.outbox.has_room\n",
+        "self.in_flight.has_room\n",
+        "scenarios/test_sends.py",
+    ),
+    Mutant(
+        "a reader that waits for no answer once its session is sent away",
+        "messaging/consumers.py",
+        "        self.in_flight.end()",
+        "        pass",
+        "scenarios/test_sends.py",
     ),
     Mutant(
         "the bound of what is read ahead over TCP",

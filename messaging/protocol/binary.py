@@ -317,16 +317,28 @@ class BinaryCodec:
             raise
         return packets
 
-    def decode_ack(self, piece: bytes) -> int | None:
-        """The message id of a RECVACK that is all there is; None when `decode` has to read it. One
-        comes for each delivery."""
+    def decode_plain(self, piece: bytes) -> int | Send | None:
+        """The message id of a RECVACK, or a SEND, that is all there is and in order; None when
+        `decode` has to read it. One comes for each delivery, and one for each message."""
+        if self._splitter.waits or not piece:
+            return None
+        if piece[0] >> 4 == SEND:
+            return self._plain_send(piece)
         kind, length = _ack_long_head if self.version >= LONG_SEQ_SINCE else _ack_short_head
         if len(piece) != length + 2 or piece[0] >> 4 != kind or piece[1] != length:
             return None
-        if self._splitter.waits or piece[2] > 0x7F:
-            return None
         (message_id,) = _u64.unpack_from(piece, 2)
-        return int(message_id)
+        return int(message_id) if message_id <= INT64 else None
+
+    def _plain_send(self, piece: bytes) -> Send | None:
+        length, start = _length(piece, 1)
+        if start + length != len(piece) or length > self._splitter.limit:
+            return None
+        try:
+            packet = self._read(RawPacket(SEND, piece[0] & 0xF, piece[start:]))
+        except ProtocolFault:
+            return None
+        return packet if isinstance(packet, Send) else None
 
     def _read(self, raw: RawPacket) -> ClientPacket:
         try:

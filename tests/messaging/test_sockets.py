@@ -244,11 +244,13 @@ async def test_compressed_socket_is_no_wire_since_its_frames_would_be_its_own():
 
 async def test_texts_that_are_taken_at_once_are_received_by_nobody_else():
     async with wired(ws_per_message_deflate=False) as (application, client):
-        for number, text in enumerate(("a1", "b1", "a2", ["a", "3"], "a" * 200, "b2", "a4"), 1):
+        longer = "a" * 70_000
+        texts = ("a1", "b1", "a2", ["a", "3"], "a" * 200, longer, "b2", "a4")
+        for number, text in enumerate(texts, 1):
             await client.send(text)
             await eventually(lambda count=number: application.seen == count, "it has come")
-        assert application.at_once == [b"a1", b"a2", b"a4"]
-        assert application.received == ["b1", "a3", "a" * 200, "b2"], "only short, whole texts"
+        assert application.at_once == [b"a1", b"a2", b"a" * 200, b"a4"]
+        assert application.received == ["b1", "a3", longer, "b2"], "whole texts, not too long"
 
 
 @pytest.mark.parametrize("cut", [0, 1, 5, 6, 7, 300])

@@ -368,21 +368,31 @@ def test_five_packets_in_one_frame_come_in_order():
     assert [packet.request_id for packet in codec.decode(frame)] == ["0", "1", "2", "3", "4"]
 
 
-def test_only_ack_of_a_frame_has_a_shortcut():
+def test_ack_or_send_that_is_all_there_is_of_a_frame_has_a_shortcut():
     for version in VERSIONS:
         codec, client = session(version)
-        ack = client.recvack(1042, 7, RED_DOT)
-        assert codec.decode_ack(ack) == 1042
+        ack, send = client.recvack(1042, 7, RED_DOT), client.send(1, "team", 2, HELLO)
+        assert codec.decode_plain(ack) == 1042
+        assert [codec.decode_plain(send)] == codec.decode(send)
         for other in (b"", ack[:-1], ack + b"\x70", ack + ack, client.ping(), b"\x70" * len(ack),
-                      client.recvack(-1, 7)):  # fmt: skip
-            assert codec.decode_ack(other) is None
+                      client.recvack(-1, 7), send[:-1], send + b"\x70", send + send, send[:1],
+                      send[:-1] + bytes((send[-1] ^ 1,)), b"\x30\xff\xff"):  # fmt: skip
+            assert codec.decode_plain(other) is None
 
 
-def test_ack_behind_half_a_packet_has_no_shortcut():
+def test_nothing_behind_half_a_packet_has_a_shortcut():
     codec, client = session(5)
     ack, send = client.recvack(1042, 7), client.send(1, "team", 2, HELLO)
     assert codec.decode(send[:3]) == []
-    assert codec.decode_ack(ack) is None
+    assert codec.decode_plain(ack) is None
+    assert codec.decode_plain(send) is None
+
+
+def test_send_that_is_longer_than_a_packet_may_be_has_no_shortcut():
+    codec, client = session(5)
+    send = client.send(1, "team", 2, HELLO)
+    codec.allow(len(send) - 3)
+    assert codec.decode_plain(send) is None
 
 
 # --- a send that is refused, and the session goes on ---------------------------------------------

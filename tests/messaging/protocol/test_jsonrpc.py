@@ -18,7 +18,7 @@ from messaging.protocol.jsonrpc import (
     PAYLOAD_BYTES,
     POSITIONS,
     decode,
-    decode_ack,
+    decode_plain,
     encode,
 )
 from messaging.protocol.packets import (
@@ -542,7 +542,7 @@ ack_frames = st.fixed_dictionaries(
 @given(ack_frames)
 def test_acknowledgement_read_at_once_is_what_the_decoder_makes_of_it(value):
     frame = json.dumps(value).encode()
-    message_id = decode_ack(frame)
+    message_id = decode_plain(frame)
     if message_id is not None:
         (packet,) = decode(frame)
         assert message_id == packet.message_id
@@ -551,6 +551,57 @@ def test_acknowledgement_read_at_once_is_what_the_decoder_makes_of_it(value):
 def test_acknowledgements_of_the_sdks_are_read_at_once():
     plain = b'{"jsonrpc":"2.0","method":"recvack","params":{"messageId":"17","messageSeq":3}}'
     marked = plain.replace(b'"messageId"', b'"header":{"redDot":true},"messageId"')
-    assert decode_ack(plain) == decode_ack(marked) == 17
+    assert decode_plain(plain) == decode_plain(marked) == 17
     for other in (b"", b"{", b"\xff", b"[" * 100_000, plain + plain, plain[:-1] + b',"id":"1"}'):
-        assert decode_ack(other) is None
+        assert decode_plain(other) is None
+
+
+floats = st.floats(allow_nan=False, allow_infinity=False)
+odd = st.sampled_from([None, "", "1", "a\x00", "x" * 101, "a@b", 0, 2, 2.0, 13, -1, True, {}, []])
+odd_flags = st.dictionaries(
+    st.sampled_from(["redDot", "noPersist", "syncOnce", "dup", "end", "DUP", "no_persist"]),
+    st.booleans() | odd, max_size=2,
+)  # fmt: skip
+send_params = st.fixed_dictionaries(
+    {"channelId": names(100, 1) | odd, "channelType": kinds | odd,
+     "payload": st.text(max_size=20) | payloads.map(lambda each: base64.b64encode(each).decode())
+     | st.dictionaries(names(9), st.integers() | names(9) | floats) | odd},
+    optional={"clientMsgNo": names(100) | odd, "header": odd_flags | odd, "topic": names(255) | odd,
+              "setting": st.just({}), "expire": st.just(1), "channel_id": st.just("other")},
+)  # fmt: skip
+send_frames = st.fixed_dictionaries(
+    {"method": st.sampled_from(["send", "send", "send", "Send"]), "params": send_params | odd},
+    optional={"jsonrpc": st.sampled_from(["2.0", "2.0", "1.0", 2]), "id": names(100, 1) | odd,
+              "result": st.just(1)},
+)  # fmt: skip
+
+
+@given(send_frames)
+def test_send_read_at_once_is_what_the_decoder_makes_of_it(value):
+    frame = json.dumps(value, allow_nan=False).encode()
+    send = decode_plain(frame)
+    if send is not None:
+        assert [send] == decode(frame)
+
+
+@pytest.mark.parametrize(
+    ("captured", "packet"), list(zip(VECTORS["client_frames"], CLIENT_PACKETS, strict=True))
+)
+def test_sends_and_acknowledgements_of_the_sdks_are_read_at_once(captured, packet):
+    plain = decode_plain(captured["text"].encode())
+    if isinstance(packet, RecvAck):
+        assert plain == packet.message_id
+    else:
+        assert plain == (packet if isinstance(packet, Send) else None)
+
+
+@pytest.mark.parametrize("frame", BAD_FRAMES)
+def test_what_is_at_fault_is_not_read_at_once(frame):
+    text = frame.frame
+    assert decode_plain(text if isinstance(text, bytes) else text.encode()) is None
+
+
+def test_payload_above_the_limit_is_not_read_at_once():
+    frame = request("send", {"channelId": "c", "channelType": 2, "payload": "eHh4"}, id="1")
+    assert decode_plain(frame, 3).payload == b"xxx"
+    assert decode_plain(frame, 2) is None
