@@ -60,6 +60,7 @@ class CatchUp:
         self._again: set[int] = set()
         self._slots = asyncio.Semaphore(self.conf.database_threads)
         self._sweeping = asyncio.Lock()
+        self._sweeps_begun = self._sweeps_done = 0
         self._change_mark = Mark()
         self._owed: dict[int, int] = {}
         self._swept: dict[int, int] = {}
@@ -143,11 +144,14 @@ class CatchUp:
     # --- the sweep of changes ----------------------------------------------------------------
 
     async def sweep_changes(self) -> None:
-        """Apply the change log since the last sweep, each line once, in its order."""
+        """Apply the change log since the last sweep, each line once, in its order. Whoever has to
+        wait for one that began later than this was asked need not make another."""
+        asked = self._sweeps_begun
         async with self._sweeping:
-            released = self.hub.released()
-            await self._read_changes()
-            self.hub.settle(released)
+            if self._sweeps_done <= asked:
+                released = self.hub.released()
+                await self._read_changes()
+                self.hub.settle(released)
 
     async def rebind(self, places: Mapping[int, Sequence[str]]) -> None:
         """Make the sessions of these uids, by channel, hear what the ledger grants them. Asks for
@@ -213,6 +217,8 @@ class CatchUp:
             self.hub.unbind(session, channel)
 
     async def _read_changes(self) -> None:
+        self._sweeps_begun += 1
+        number = self._sweeps_begun
         await self._sweep_owed()
         more = True
         while more:
@@ -222,6 +228,7 @@ class CatchUp:
             for channel, floor in self._concerned(rows).items():
                 self._owed[channel] = min(floor, self._owed.get(channel, floor))
             await self._sweep_owed()
+        self._sweeps_done = number
 
     async def _sweep_owed(self) -> None:
         """Sweep the channels whose lines were read, as many at a time as there are readers, since
@@ -251,7 +258,8 @@ class CatchUp:
             self.hub.apply(channel, page)
             self.hub.bind_joined(channel, page, floor)
             self._swept[channel] = page.newest
-        self.look(channel)
+        if self.hub.behind(channel):
+            self.look(channel)
 
     def _concerned(self, rows: Iterable[tuple[Any, ...]]) -> dict[int, int]:
         """{channel: version to read from} of changes in channels or of uids that are here."""

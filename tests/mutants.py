@@ -203,7 +203,7 @@ MUTANTS = [
     Mutant(
         "the join that a missed doorbell asks for",
         "messaging/catch_up.py",
-        "self.layer.rejoin_soon(group.name for group in groups)",
+        "self.layer.rejoin_soon(self.hub.groups[channel].name for channel in behind)",
         "pass",
         "scenarios/test_lost_binding.py scenarios/test_findings.py",
     ),
@@ -306,6 +306,20 @@ MUTANTS = [
         "return {channel for channel in now if known[channel] != now[channel]}",
         "return set()",
         "invariants/test_observation_simulated.py",
+    ),
+    Mutant(
+        "a sweep for who asks after one has begun",
+        "messaging/catch_up.py",
+        "if self._sweeps_done <= asked:",
+        "if self._sweeps_done < asked:",
+        "scenarios/test_sweep.py",
+    ),
+    Mutant(
+        "another sweep where the one that was waited for has failed",
+        "messaging/catch_up.py",
+        "        number = self._sweeps_begun\n",
+        "        number = self._sweeps_done = self._sweeps_begun\n",
+        "scenarios/test_sweep.py",
     ),
     Mutant(
         "a look under way that goes as far as the sweep has found",

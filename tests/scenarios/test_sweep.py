@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 
 from messaging.appender import Appender
 from messaging.messages import Draft
 from subscriptions.bindings import ChannelKey
 from subscriptions.models import Finding, Membership
+from subscriptions.selectors import changes_after
 from tests.support.factories import in_thread, make_group, make_users
 from tests.support.peers import PATIENCE, Peer
 from tests.support.server import running_server
@@ -113,3 +114,41 @@ async def test_look_that_is_under_way_reaches_what_the_sweep_finds_meanwhile(
             monkeypatch.setattr(catch_up, "_catch_up", read)
             gate.set()
             await bob.until_heard("team", "meanwhile", BOUND)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+async def test_sweeps_that_are_asked_for_while_one_runs_are_one(
+    transactional_db, settings, monkeypatch, failing
+):
+    """It sees what came after the log was read for the first; where it fails, the next is made."""
+    settings.MESSAGING = {"STEPS": ("beat",)}
+    async with running_server() as here:
+        channel = await in_thread(make_group, "team", "alice")
+        await in_thread(make_users, "bob")
+        reading, gate, reads = asyncio.Event(), asyncio.Event(), []
+        read, sweep = here.node.database.read, here.node.catch_up.sweep_changes
+
+        async def held(question, *args):
+            answer = await read(question, *args)
+            if question is changes_after:
+                reads.append(args)
+                reading.set()
+                if len(reads) == 1:
+                    await gate.wait()
+                if len(reads) == 2 and failing:
+                    raise OperationalError
+            return answer
+
+        async with Peer(here.url, "bob") as bob:
+            await here.come_to_rest()
+            monkeypatch.setattr(here.node.database, "read", held)
+            first = asyncio.create_task(sweep())
+            await reading.wait()
+            await in_thread(join_by_sql, channel, "bob")
+            others = [asyncio.create_task(sweep()) for _ in range(3)]
+            await asyncio.sleep(0)
+            gate.set()
+            failures = await asyncio.gather(first, *others, return_exceptions=True)
+            assert [type(each) for each in failures if each] == [OperationalError] * failing
+            assert len(reads) == 2 + failing
+            assert [s.uid for s in here.node.hub.groups[channel.pk].bindings] == [bob.uid]
