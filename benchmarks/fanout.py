@@ -333,8 +333,8 @@ what its `msgKey` is the hash of: two encryptions and a hash a delivery, however
 What the cipher takes for that is measured in a loop, with as many keys, apart from a server; what
 else a delivery then costs more is its frame, made for one, where JSON-RPC makes one for all.
 
-An acknowledgement is read where it comes, without the parser, the queue and the task that any other
-frame goes through. What was tried is in [what-was-tried.md](what-was-tried.md).
+An acknowledgement is read where it comes, without the parser, the queue and the task that most
+frames go through. What was tried is in [what-was-tried.md](what-was-tried.md).
 """
 
 

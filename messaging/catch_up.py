@@ -14,7 +14,7 @@ import math
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from django.db import DatabaseError
+from django.db import Error
 
 from messaging import metrics, survey
 from messaging.conf import conf
@@ -217,18 +217,28 @@ class CatchUp:
             self.hub.unbind(session, channel)
 
     async def _read_changes(self) -> None:
+        """Read the log as it is now. A sweep that was cut short has left its mark in the middle of
+        what was there then: the rest of that is read first."""
         self._sweeps_begun += 1
         number = self._sweeps_begun
         await self._sweep_owed()
-        more = True
-        while more:
-            rows, self._change_mark, more = await self.database.read(
-                changes_after, self._change_mark, self.conf.change_page
-            )
-            for channel, floor in self._concerned(rows).items():
-                self._owed[channel] = min(floor, self._owed.get(channel, floor))
-            await self._sweep_owed()
+        rest = bool(self._change_mark.upto)
+        while await self._read_page() or rest:
+            rest = rest and bool(self._change_mark.upto)
         self._sweeps_done = number
+
+    async def _read_page(self) -> bool:
+        """Sweep the next lines of the log; returns whether there are more. A mark that was lowered
+        meanwhile stays, and what is behind it is read again."""
+        mark = self._change_mark
+        rows, onward, more = await self.database.read(changes_after, mark, self.conf.change_page)
+        for channel, floor in self._concerned(rows).items():
+            self._owed[channel] = min(floor, self._owed.get(channel, floor))
+        if self._change_mark is not mark:
+            return True
+        self._change_mark = onward
+        await self._sweep_owed()
+        return more
 
     async def _sweep_owed(self) -> None:
         """Sweep the channels whose lines were read, as many at a time as there are readers, since
@@ -245,7 +255,7 @@ class CatchUp:
         """A channel that cannot be swept keeps no other from it, unless it is the database."""
         try:
             await self._sweep_channel(channel, floor)
-        except DatabaseError:
+        except Error:
             raise
         except Exception:
             logger.exception("sweep.failed", extra={"channel_pk": channel})
@@ -277,7 +287,10 @@ class CatchUp:
         A doorbell may still be under way, so they get a moment; what is behind after it was
         missed, and its group is joined again: a lost place in the layer looks just like this.
         """
-        found, self._message_mark = await self.database.read(heads_after, self._message_mark)
+        mark = self._message_mark
+        found, onward = await self.database.read(heads_after, mark)
+        if self._message_mark is mark:  # else it was lowered meanwhile
+            self._message_mark = onward
         self.behind |= found
         await self.find_behind(await self._doubtful())
         holes = [self._hole(channel, head) for channel, head in self.behind.items()]
@@ -298,7 +311,7 @@ class CatchUp:
     async def find_behind(self, channels: Iterable[int]) -> None:
         """Read the heads of these channels, and note in `behind` who is below one, after a moment.
         Asks without a mark: what a failed look left behind is found again. A version that is news
-        is looked at."""
+        is looked at; so is a channel for which a look is under way, as far as its head now."""
         spans = survey.spans_of(self.hub, channels)
         now = await self.database.read(heads, list(spans)) if spans else {}
         beyond = []

@@ -73,6 +73,9 @@ token is a tenth of it, and reading one costs nobody anything."""
 POSITION_BYTES = 128
 """And for each position that it may have: one with a channel id of 32 characters takes 90."""
 
+ACK_BYTES = 256
+"""More than any acknowledgement of the SDKs has: a longer frame is not read before its turn."""
+
 UNSUBSCRIBE = 1
 """The action of a SUB packet (protocol §2.8)."""
 
@@ -397,17 +400,17 @@ class MessagingConsumer(AsyncConsumer):
     def _taken(self, message: bytes) -> bool:
         """Whether this message was obeyed at once, as it comes: an acknowledgement, or a send while
         nothing before it is being obeyed. Any other takes its turn."""
-        plain = None if self._ahead is not None else self.dialect.decode_plain(message)
-        if plain is None:
+        may_send = self._may_send_at_once(message)
+        if self._ahead is not None or not (may_send or len(message) < ACK_BYTES):
             return False
-        now = time.monotonic()
+        plain = self.dialect.decode_plain(message)
+        if plain is None or not (may_send or isinstance(plain, int)):
+            return False
+        self.heard_at = now = time.monotonic()
         if isinstance(plain, int):
             self.port.acknowledge(plain, now)
-        elif self._may_send_at_once(message):
-            self._submit(plain)
         else:
-            return False
-        self.heard_at = now
+            self._submit(plain)
         return True
 
     def _may_send_at_once(self, message: bytes) -> bool:

@@ -55,7 +55,7 @@ def content_of(frame: bytes) -> bytes:
 def whole_frame(data: bytes, start: int) -> tuple[int, bytes, int] | None:
     """First byte and content of the frame that begins at `start`, and where the next begins. None
     unless it is a message or a pong, all there, and as plain as frames are: final, no extension
-    bits, masked, below 64 KiB."""
+    bits, masked, below 64 KiB, and of a text UTF-8."""
     if len(data) < start + MASKED or data[start] not in (TEXT, BINARY, PONG):
         return None
     length, begin = data[start + 1] - MASK_BIT, start + MASKED
@@ -68,7 +68,19 @@ def whole_frame(data: bytes, start: int) -> tuple[int, bytes, int] | None:
     end = begin + length
     if end > len(data):
         return None
-    return data[start], apply_mask(data[begin:end], data[begin - MASK : begin]), end
+    content = apply_mask(data[begin:end], data[begin - MASK : begin])
+    if data[start] == TEXT and not _is_text(content):
+        return None
+    return data[start], content, end
+
+
+def _is_text(content: bytes) -> bool:
+    """Whether this may be in a text frame (RFC 6455 §8.1)."""
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def bytes_to_come(data: bytes, at: int) -> int | None:

@@ -346,6 +346,7 @@ class Hub:
         binding = GroupBinding(join.uid, join.version - 1).after(page, heard=join.seq - 1)
         self.bind(session, channel, page.key, binding, join.seq)
         group = self.groups[channel]
+        group.head = max(group.head, page.head)
         group.newest = max(group.newest, page.newest)
         self._release(session, group)
 

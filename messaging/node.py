@@ -346,6 +346,8 @@ class Node:
             self.look(channel)
         if missed := self.hub.missed(session):
             await self.catch_up.rebind({channel: [session.uid] for channel in missed})
+            for channel in missed:
+                self.look(channel)
         session.missed.clear()
         return starts
 

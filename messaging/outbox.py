@@ -2,7 +2,8 @@
 
 Full is not a loss: a refused message leaves its binding at its position, and the session catches
 up from the log once there is room (design §6). Answers to the peer's own frames are always taken;
-the reader waits for room before it takes another frame, so they are bounded by what one frame asks.
+nothing more is read before there is room, so they are bounded by what one frame asks and by the
+sends that may be under way.
 """
 
 from __future__ import annotations

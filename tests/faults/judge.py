@@ -170,7 +170,7 @@ class Judge:
     def _late(self, life: Life, channel: str, log: Log) -> Iterable[int]:
         acknowledged = self.post.acknowledged[channel]
         for seq, moment in zip(log.seqs, log.moments, strict=True):
-            if seq in acknowledged:
+            if seq in acknowledged and moment <= life.ended_at:  # then the client had said goodbye
                 delay = moment - max(acknowledged[seq][1], life.opened_at)
                 self.verdict.worst = max(self.verdict.worst, delay)
                 if delay > self.bound:

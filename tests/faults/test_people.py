@@ -60,3 +60,15 @@ async def test_packet_that_is_not_for_this_key_is_a_fault(team):
 
 def test_half_of_the_sessions_are_binary():
     assert [client_of(number).is_binary for number in range(4)] == [False, True, False, True]
+
+
+def test_what_is_read_after_the_goodbye_is_not_late():
+    """A client that waits for the answer to its goodbye reads what was under way when it gives up,
+    ten seconds later. What came before the goodbye is judged all the same."""
+    post, life = Post(), Life("ws://127.0.0.1:1", "ben")
+    life.opened_at, life.ended_at = 0.0, 107.0
+    life.log["team"].seqs = [1, 2, 3]
+    life.log["team"].moments = [101.0, 106.0, 111.0]
+    post.acknowledged["team"] = dict.fromkeys((1, 2, 3), (100.0, 100.0))
+    verdict = Judge(Ledger([], [], {}), post, bound=5).judge([life])
+    assert (verdict.counts["late"], verdict.worst) == (1, 6.0)

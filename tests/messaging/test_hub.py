@@ -172,6 +172,15 @@ def test_session_whose_uid_came_back_while_it_connected_keeps_its_position(hub):
     assert survey.look_at(hub, ["alice"]).held == {"alice": {1: 9}}
 
 
+def test_group_that_a_join_opens_is_as_far_as_its_channel(hub):
+    """Else nobody would be seen to be behind, and what was sent since the join would have to wait
+    until somebody asks for heads."""
+    session = connect(hub, "a", {})
+    hub.bind_joined(1, changes(8, (9, True)), 8)
+    assert session.heard == {1: 10}
+    assert hub.behind(1) == [session]
+
+
 def test_group_forgets_the_version_that_the_database_has_no_more(hub):
     """After a restore. Else no look at this channel would find that all is well, and none of those
     who leave would be let go of, until it has come so far again."""

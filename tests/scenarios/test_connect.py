@@ -306,6 +306,27 @@ async def test_join_between_the_read_and_the_answer_is_heard(check_off, here, in
             assert bob.texts("team") == ["in the gap", "afterwards"]
 
 
+async def test_join_between_the_read_and_the_answer_is_heard_in_a_quiet_room(
+    nothing_but_connects, here, in_the_gap
+):
+    """The sweep that the join rings for cannot bind whoever is still connecting, no later message
+    shows the hole, and no tick finds it."""
+    await in_thread(make_group, "team", "alice")
+    await in_thread(make_users, "bob")
+
+    async def join_and_send():
+        await in_thread(join_by_service, "bob")
+        (bob,) = here.node.hub.by_uid["bob"].values()
+        await eventually(lambda: bob.missed, "the join is learned")
+        await alice.send("team", "in the gap")
+        await here.come_to_rest()
+
+    async with Peer(here.url, "alice") as alice:
+        in_the_gap(join_and_send)
+        async with Peer(here.url, "bob") as bob:
+            await bob.until_heard("team", "in the gap")
+
+
 async def test_message_between_the_read_and_the_answer_is_heard_once(check_off, here, in_the_gap):
     await in_thread(make_group, "team", "alice", "bob")
     async with Peer(here.url, "alice") as alice:

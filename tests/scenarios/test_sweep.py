@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
-from django.db import OperationalError, connection
+from django.db import InterfaceError, OperationalError, connection
 
 from messaging.appender import Appender
+from messaging.message_table import heads_after
 from messaging.messages import Draft
 from subscriptions.bindings import ChannelKey
 from subscriptions.models import Finding, Membership
@@ -87,31 +89,29 @@ async def test_stay_that_was_over_before_anybody_noticed_is_owed_and_no_more(her
         assert bob.texts("team") == ["while bob was there"]
 
 
-@pytest.mark.parametrize("passed", [False, True])
+@pytest.mark.parametrize("held_at", ["_learn", "_catch_up"])
 async def test_look_that_is_under_way_reaches_what_the_sweep_finds_meanwhile(
-    transactional_db, settings, monkeypatch, passed
+    transactional_db, settings, monkeypatch, held_at
 ):
-    """It began with a lower head, and has yet to read the log, or has read it."""
+    """It knows of a lower head, and has yet to ask who is behind, or asks no more."""
     settings.MESSAGING = {"STEPS": ("beat",)}
     async with running_server() as here:
         channel = await in_thread(make_group, "team", "alice", "bob")
         async with Peer(here.url, "bob") as bob:
-            catch_up, gate = here.node.catch_up, asyncio.Event()
-            read = catch_up._catch_up
+            await here.come_to_rest()
+            catch_up, held, gate = here.node.catch_up, asyncio.Event(), asyncio.Event()
+            step = getattr(catch_up, held_at)
 
-            async def held(channel):
-                if passed:
-                    await read(channel)
+            async def hold(channel):
+                await step(channel)
+                held.set()
                 await gate.wait()
-                if not passed:
-                    await read(channel)
 
-            monkeypatch.setattr(catch_up, "_catch_up", held)
+            monkeypatch.setattr(catch_up, held_at, hold)
             catch_up.look(channel.pk)
-            await asyncio.sleep(0)
+            await held.wait()
             await in_thread(append_elsewhere, "meanwhile")
             assert await catch_up.sweep_heads() == [], "who is being fetched for has missed nothing"
-            monkeypatch.setattr(catch_up, "_catch_up", read)
             gate.set()
             await bob.until_heard("team", "meanwhile", BOUND)
 
@@ -152,3 +152,102 @@ async def test_sweeps_that_are_asked_for_while_one_runs_are_one(
             assert [type(each) for each in failures if each] == [OperationalError] * failing
             assert len(reads) == 2 + failing
             assert [s.uid for s in here.node.hub.groups[channel.pk].bindings] == [bob.uid]
+
+
+async def test_sweep_that_is_taken_up_in_the_middle_sees_what_came_since(
+    transactional_db, settings, monkeypatch
+):
+    """It has read a page of what was there, and ended: the next one reads the rest of that, and
+    then what is there now. Whoever asked for it counts on that."""
+    settings.MESSAGING = {"STEPS": ("beat",), "CHANGE_PAGE": 1}
+    async with running_server() as here:
+        channel = await in_thread(make_group, "team", "alice")
+        await in_thread(make_users, "bob", "carol", "dave")
+        catch_up, failed = here.node.catch_up, []
+        sweep_channel = catch_up._sweep_channel
+
+        async def fail_once(*args):
+            if not failed:
+                failed.append(args)
+                raise OperationalError
+            await sweep_channel(*args)
+
+        async with Peer(here.url, "bob") as bob, Peer(here.url, "carol"), Peer(here.url, "dave"):
+            await here.come_to_rest()
+            monkeypatch.setattr(catch_up, "_sweep_channel", fail_once)
+            for uid in ("carol", "dave"):
+                await in_thread(join_by_sql, channel, uid)
+            with pytest.raises(OperationalError):
+                await catch_up.sweep_changes()
+            await in_thread(join_by_sql, channel, bob.uid)
+            await catch_up.sweep_changes()
+            bound = {each.uid for each in here.node.hub.groups[channel.pk].bindings}
+            assert bound == {"bob", "carol", "dave"}
+
+
+async def test_mark_that_is_lowered_while_the_log_is_read_stays_low(
+    transactional_db, settings, monkeypatch
+):
+    """After a restore: what gets the same numbers again is read again."""
+    settings.MESSAGING = {"STEPS": ("beat",)}
+    async with running_server() as here:
+        channel = await in_thread(make_group, "team", "alice", "bob")
+        await here.come_to_rest()
+        catch_up, read, swept = here.node.catch_up, here.node.database.read, []
+        before = catch_up._change_mark, catch_up._message_mark
+        await in_thread(append_elsewhere, "one")
+        await in_thread(join_by_sql, channel, "carol")
+
+        async def lower(question, *args):
+            answer = await read(question, *args)
+            if question is changes_after and not swept:
+                catch_up._change_mark = replace(before[0])
+            if question is changes_after:
+                swept.append(len(answer[0]))
+            if question is heads_after:
+                catch_up._message_mark = replace(before[1])
+            return answer
+
+        monkeypatch.setattr(here.node.database, "read", lower)
+        await catch_up.sweep_changes()
+        assert swept == [1, 1], "the line is read once more"
+        await catch_up.sweep_heads()
+        assert catch_up._message_mark == before[1]
+
+
+@pytest.mark.parametrize("error", [OperationalError, InterfaceError, ValueError])
+async def test_channel_that_cannot_be_swept_is_owed_and_keeps_none_beside_it_from_that(
+    transactional_db, settings, monkeypatch, error
+):
+    """Where it is the database it is swept later; else nothing would come of it later either."""
+    settings.MESSAGING = {"STEPS": ("beat",), "DATABASE_THREADS": 2}
+    async with running_server() as here:
+        channels = [await in_thread(make_group, name, "alice") for name in ("a", "b", "c", "d")]
+        await in_thread(make_users, "bob")
+        catch_up = here.node.catch_up
+        sweep_channel, bad = catch_up._sweep_channel, [channels[1].pk]
+
+        async def fail_once(channel, floor):
+            if channel in bad:
+                bad.remove(channel)
+                raise error
+            await sweep_channel(channel, floor)
+
+        def bound():
+            groups = here.node.hub.groups
+            return [name for name, each in zip("abcd", channels, strict=True) if each.pk in groups]
+
+        async with Peer(here.url, "bob"):
+            await here.come_to_rest()
+            monkeypatch.setattr(catch_up, "_sweep_channel", fail_once)
+            for channel in channels:
+                await in_thread(join_by_sql, channel, "bob")
+            if error is ValueError:
+                await catch_up.sweep_changes()
+                assert bound() == ["a", "c", "d"]
+                return
+            with pytest.raises(error):
+                await catch_up.sweep_changes()
+            assert bound() == ["a"]
+            await catch_up.sweep_changes()
+            assert bound() == ["a", "b", "c", "d"]

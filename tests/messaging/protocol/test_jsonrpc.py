@@ -354,11 +354,18 @@ def test_generated_bad_frame_is_the_fault_it_was_made_for(bad):
 
 
 def outcome(frame: str | bytes) -> list | Fault:
-    """What `decode` makes of a frame; any other exception is the test's failure."""
+    """What `decode` makes of a frame, and `decode_plain` if it makes anything of it; any other
+    exception is the test's failure."""
+    plain = decode_plain(frame if isinstance(frame, bytes) else frame.encode(errors="replace"))
     try:
-        return decode(frame)
+        packets = decode(frame)
     except ProtocolFault as caught:
+        assert plain is None or caught.fault is Fault.TOO_DEEP  # it is deeper in the stack itself
         return caught.fault
+    if plain is not None:
+        (packet,) = packets
+        assert plain == (packet.message_id if isinstance(packet, RecvAck) else packet)
+    return packets
 
 
 @given(st.text() | st.binary())
@@ -366,6 +373,36 @@ def outcome(frame: str | bytes) -> list | Fault:
 @example('{"id":"\ud800","method":"ping"}')
 def test_anything_at_all_is_decoded_or_a_protocol_fault(frame):
     assert isinstance(outcome(frame), list | Fault)
+
+
+PLAIN = [
+    (['"id":"1"', '"method":"send"'], ['"channelId":"c"', '"channelType":2', '"payload":"aGk="']),
+    (['"method":"recvack"'], ['"messageId":"1"', '"messageSeq":1']),
+]
+MEMBERS = st.lists(
+    st.sampled_from(['"id":"2"', '"id":null', '"method":"send"', '"method":"ping"',
+                     '"jsonrpc":"2.0"', '"params":{}', '"x":1']),
+    max_size=2,
+)  # fmt: skip
+PARAMS = st.lists(
+    st.sampled_from(['"channelId":"d"', '"channelId":"\\ud800"', '"channelType":1',
+                     '"channelType":2.0', '"channelType":1e400', '"channelType":' + "9" * 5_000,
+                     '"payload":{"a":NaN}', '"payload":{"a":1,"a":2}', '"payload":1e999',
+                     '"payload":"\\ud800"', '"payload":{}', '"payload":""', '"topic":"t"',
+                     '"header":{"redDot":true,"redDot":false}', '"header":null',
+                     '"messageId":"2"', '"messageSeq":1.0']),
+    max_size=2,
+)  # fmt: skip
+
+
+@given(st.sampled_from(PLAIN), MEMBERS, PARAMS, st.booleans(), st.sampled_from(["", " ", "{}"]))
+def test_members_that_are_odd_or_said_twice_are_read_alike(plain, members, params, first, behind):
+    """The last of two counts, whoever reads it."""
+    all_params = [*params, *plain[1]] if first else [*plain[1], *params]
+    body = '"params":{' + ",".join(all_params) + "}"
+    all_members = [*members, *plain[0], body] if first else [*plain[0], body, *members]
+    text = "{" + ",".join(all_members) + "}" + behind
+    assert outcome(text) == outcome(text.encode())
 
 
 SHUFFLED = st.lists(
