@@ -162,6 +162,7 @@ async def test_sweep_that_is_taken_up_in_the_middle_sees_what_came_since(
     settings.MESSAGING = {"STEPS": ("beat",), "CHANGE_PAGE": 1}
     async with running_server() as here:
         channel = await in_thread(make_group, "team", "alice")
+        other = await in_thread(make_group, "other", "alice")
         await in_thread(make_users, "bob", "carol", "dave")
         catch_up, failed = here.node.catch_up, []
         sweep_channel = catch_up._sweep_channel
@@ -179,10 +180,11 @@ async def test_sweep_that_is_taken_up_in_the_middle_sees_what_came_since(
                 await in_thread(join_by_sql, channel, uid)
             with pytest.raises(OperationalError):
                 await catch_up.sweep_changes()
-            await in_thread(join_by_sql, channel, bob.uid)
+            await in_thread(join_by_sql, other, bob.uid)
             await catch_up.sweep_changes()
-            bound = {each.uid for each in here.node.hub.groups[channel.pk].bindings}
-            assert bound == {"bob", "carol", "dave"}
+            groups = here.node.hub.groups
+            assert {each.uid for each in groups[channel.pk].bindings} == {"carol", "dave"}
+            assert {each.uid for each in groups[other.pk].bindings} == {"bob"}
 
 
 async def test_mark_that_is_lowered_while_the_log_is_read_stays_low(
