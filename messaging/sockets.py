@@ -102,6 +102,7 @@ class BoundedProtocol(Stalling, WebSocketsSansIOProtocol):
     _on_takes: Callable[[], None] | None = None
     _taken: Callable[[bytes], bool] | None = None
     _turn: set[BoundedProtocol] | None = None
+    _silent = False  # since the last ping
 
     # --- as a wire ---------------------------------------------------------------------------
 
@@ -158,6 +159,7 @@ class BoundedProtocol(Stalling, WebSocketsSansIOProtocol):
         """Let the session take whole messages at once, and the keepalive its pongs; the rest
         is parsed, and queued for `receive`. For that it must be known where a frame begins: it is,
         unless one came before the handshake was over, or was cut within its header."""
+        self._silent = False
         if self.conn.state is not OPEN:
             if self.handshake_initiated or not data.endswith(END_OF_REQUEST):
                 self._to_come = None
@@ -210,12 +212,15 @@ class BoundedProtocol(Stalling, WebSocketsSansIOProtocol):
             self._turn.discard(self)
 
     def ping(self, content: bytes, frame: bytes) -> None:
-        """Send this ping. A peer that has not answered the one before is gone."""
+        """Send this ping. A peer of whom nothing came since the one before is gone. One that says
+        something may have yet to read what was sent ahead of that ping: over a slow line, or since
+        it stood still itself."""
         if self.close_sent or self.transport.is_closing():
             return
-        if self.pending_ping_payload is not None:
+        if self.pending_ping_payload is not None and self._silent:
             self.keepalive_timeout()
             return
+        self._silent = True
         self.pending_ping_payload = content
         self.transport.write(frame)
 

@@ -357,6 +357,13 @@ MUTANTS = [
         "messaging/test_sockets.py",
     ),
     Mutant(
+        "a peer that says something is there",
+        "messaging/sockets.py",
+        "        self._silent = False\n",
+        "",
+        "messaging/test_sockets.py",
+    ),
+    Mutant(
         "names in Redis of the groups that are asked for",
         "messaging/redis_layer.py",
         "        if groups != self._asked:\n",

@@ -301,6 +301,21 @@ async def test_server_pings_and_peer_that_has_not_answered_by_the_next_ping_is_c
         assert caught.value.rcvd.code == 1011
 
 
+async def test_peer_that_says_something_is_there_though_it_has_yet_to_read_the_ping():
+    """It is behind by more than it can read between two pings. Once it says nothing it is gone."""
+    async with wired(ws_per_message_deflate=False) as (application, client):
+        socket, pinged = application.wire, []
+        ping = socket.ping
+        socket.ping = lambda *args: (pinged.append(args), ping(*args))
+        client.transport.pause_reading()
+        while len(pinged) < 4:
+            await client.send("a" if len(pinged) % 2 else "b")  # at once, and through the parser
+            await asyncio.sleep(0.2)
+        assert not socket.close_sent
+        await eventually(lambda: socket.close_sent, "it is given up")
+        assert len(pinged) in (5, 6)
+
+
 async def test_peer_that_does_not_read_pauses_the_wire_until_it_does():
     piece = text_frame(b"x" * 65_000)
     async with wired(ws_per_message_deflate=False) as (application, client):
