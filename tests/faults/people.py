@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
 
 from messaging.protocol.reasons import Reason
 from tests.support.binary_client import NO_PERSIST
@@ -43,7 +44,8 @@ class Life(Peer):
 
     `opened_at` and `ended_at` are monotonic. A life is `severed` when what the server sent did not
     reach it, and `slow` when it did not read: neither is the server's doing. `unreadable` is what
-    came and was no packet, or not meant for this session's key.
+    came and was no packet, or not meant for this session's key. Nothing is acknowledged behind a
+    close: the library would wait ten seconds for the end, and what has come would not be read.
     """
 
     is_binary = False
@@ -99,7 +101,7 @@ class Life(Peer):
         message = frame["params"]
         seq = message["messageSeq"]
         self._note(message["channelId"], seq, message["payload"])
-        if self.acknowledging:
+        if self.acknowledging and self.socket.state is State.OPEN:
             ack = {"messageId": message["messageId"], "messageSeq": seq}
             await self.socket.send(json.dumps({"method": "recvack", "params": ack}))
 
@@ -155,7 +157,7 @@ class BinaryLife(Life, BinaryPeer):
         await self.reading.wait()
         seq = fields["messageSeq"]
         self._note(fields["channelID"], seq, json.loads(fields["payload"]))
-        if self.acknowledging:
+        if self.acknowledging and self.socket.state is State.OPEN:
             ack = self.client.recvack(fields["messageID"], seq, fields["flags"])
             with suppress(ConnectionClosed):  # what came before that is still to be read
                 await self.carrier.send(ack)

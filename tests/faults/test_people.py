@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+import asyncio
 
+import pytest
+from websockets.protocol import State
+
+from messaging.protocol.close_codes import CloseCode
 from tests.faults.judge import Judge, Ledger
 from tests.faults.people import BinaryLife, Life, Person, Post, client_of
 from tests.support.factories import in_thread, make_group, make_users
 from tests.support.waiting import eventually
+
+FEW = 10
+"""Messages that the library takes up before it lets the rest, and a close, wait in the socket."""
 
 
 @pytest.fixture
@@ -72,3 +79,26 @@ def test_what_is_read_after_the_goodbye_is_not_late():
     post.acknowledged["team"] = dict.fromkeys((1, 2, 3), (100.0, 100.0))
     verdict = Judge(Ledger([], [], {}), post, bound=5).judge([life])
     assert (verdict.counts["late"], verdict.worst) == (1, 6.0)
+
+
+@pytest.mark.parametrize("client", [Life, BinaryLife])
+async def test_what_came_before_a_close_is_read_at_once(team, client):
+    post = Post()
+    async with (
+        Person([team.url], "ann", "device0", client) as ann,
+        Person([team.url], "ben", "device1", client) as ben,
+    ):
+        life = ben.life
+        life.reading.clear()
+        for _ in range(FEW):
+            post.send(ann, "team")
+        await eventually(lambda: len(post.acknowledged["team"]) == FEW, "they are stored")
+        (session,) = team.node.hub.by_uid["ben"].values()
+        team.node.members[session.id].close_soon(CloseCode.TRY_AGAIN)
+        try:
+            await eventually(lambda: life.socket.state is not State.OPEN, "the close has come")
+        finally:
+            life.reading.set()
+        async with asyncio.timeout(5):
+            await asyncio.wait([life.reader])
+        assert list(life.log["team"].seqs) == list(range(1, FEW + 1))
