@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from itertools import accumulate, takewhile
 
 from messaging import metrics
 from messaging.conf import conf
+from messaging.room import Room
 from messaging.wire import Wire
 
 PIECE = 1 << 16
@@ -49,21 +49,20 @@ class Turn:
                 self._loop.call_soon(self._drain)
 
 
-class Outbox:
+class Outbox(Room):
     """Frames for one socket. Nothing leaves before `open`, so CONNACK is always first."""
 
     __slots__ = (
-        "_bytes", "_changed", "_due", "_ended", "_frames", "_limit", "_low", "_on_room", "_refused",
-        "_turn", "_wire",
+        "_bytes", "_due", "_frames", "_limit", "_low", "_on_room", "_refused", "_turn", "_wire",
     )  # fmt: skip
 
     def __init__(self, wire: Wire, turn: Turn, on_room: Callable[[], None]) -> None:
+        super().__init__()
         self._wire, self._turn, self._on_room = wire, turn, on_room
         self._frames: list[bytes] = []
         self._bytes = 0
         self._due = True  # or so it says, until `open` lets the turn have it
-        self._refused = self._ended = False
-        self._changed: asyncio.Event | None = None  # while somebody waits for it
+        self._refused = False
         self._limit = conf().outbox_bytes
         self._low = conf().outbox_low
 
@@ -125,28 +124,12 @@ class Outbox:
         self._bytes -= sum(map(len, piece))
         return piece
 
-    async def room(self) -> None:
-        """Wait until less than the limit waits: back-pressure for whoever asks for answers."""
-        await self._until(lambda: self.has_room)
-
     async def flush(self, seconds: float) -> None:
         """Give what waits a moment to leave, at most `seconds`."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._until(lambda: not self._bytes and not self._wire.paused)
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        while not self._ended and not condition():
-            self._changed = self._changed or asyncio.Event()
-            await self._changed.wait()
-
-    def _tell(self) -> None:
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = None
+        await self._within(seconds, lambda: not self._bytes and not self._wire.paused)
 
     def end(self) -> None:
         """Nothing leaves any more: whoever waits for room or for the end need not."""
-        self._ended = self._due = True
+        self._due = True
         self._frames.clear()
-        self._tell()
+        super().end()
