@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.ciphers.modes import CBC
 
 from benchmarks.report import Report, machine
 from benchmarks.runs import ask, shuffled, spread
-from messaging.protocol import jsonrpc
+from messaging.protocol import jsonrpc, plain
 from messaging.protocol.binary import SharedRecv
 from messaging.protocol.cipher import agree, padding_of
 from messaging.protocol.packets import Header, Pong, Recv, Send, SendAck
@@ -96,10 +96,10 @@ def packets() -> list[Cell]:
              lambda: jsonrpc.encode(Pong("1"))),
         Cell("decode SEND", lambda: codec.decode(send), open_, calling(in_json)),
         Cell("decode SEND, shortcut", lambda: codec.decode_plain(send), open_,
-             lambda: jsonrpc.decode_plain(in_json)),
+             lambda: plain.decode(in_json)),
         Cell("decode RECVACK", lambda: codec.decode(recvack), None, calling(JSON_ACK)),
         Cell("decode RECVACK, shortcut", lambda: codec.decode_plain(recvack), None,
-             lambda: jsonrpc.decode_plain(JSON_ACK)),
+             lambda: plain.decode(JSON_ACK)),
         Cell("decode PING", lambda: codec.decode(b"\x70"), None,
              calling(b'{"method":"ping","id":"1"}')),
     ]  # fmt: skip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from messaging.protocol.jsonrpc import PAYLOAD_BYTES, POSITIONS
+from messaging.protocol.bodies import PAYLOAD_BYTES
+from messaging.protocol.jsonrpc import POSITIONS
 from subscriptions.conf import OR_ZERO, read
 
 STEPS = ("beat", "sweep", "check", "probe", "sessions")

@@ -13,7 +13,7 @@ from messaging.conf import conf
 from messaging.encoding import packet_of
 from messaging.fanout import Fanout
 from messaging.frames import binary_header, content_of, text_frame
-from messaging.protocol import jsonrpc
+from messaging.protocol import jsonrpc, plain
 from messaging.protocol.binary import CONNECT, BinaryCodec, SharedRecv
 from messaging.protocol.packets import ClientPacket, Connect, Event, Recv, Send, ServerPacket
 
@@ -60,7 +60,7 @@ class JsonRpc:
 
     def decode_plain(self, data: bytes) -> int | Send | None:
         """What is in the shape that the SDKs send."""
-        return jsonrpc.decode_plain(data, conf().payload_bytes)
+        return plain.decode(data, conf().payload_bytes)
 
     def start(self, connect: Connect) -> tuple[str, str]:
         """Nothing is encrypted."""

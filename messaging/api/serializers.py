@@ -15,8 +15,8 @@ from rest_framework import serializers
 from messaging import events
 from messaging.conf import conf
 from messaging.models import MessageEvent
+from messaging.protocol.bodies import DEPTH, is_deep
 from messaging.protocol.fields import TOKEN_LENGTH
-from messaging.protocol.jsonrpc import DEPTH, is_deep
 from subscriptions.api.serializers import (
     Body,
     SwitchField,

@@ -16,6 +16,7 @@ from typing import Any
 from messaging.protocol.cipher import Cipher, agree, encrypted_length, padding_of
 from messaging.protocol.faults import Fault, ProtocolFault
 from messaging.protocol.fields import (
+    INT64,
     TEXT_LENGTH,
     TOKEN_LENGTH,
     TOPIC_LENGTH,
@@ -80,7 +81,6 @@ HEADERS = tuple(
 """The header of each four bits of flags."""
 SETTINGS = tuple(map(Setting.from_byte, range(256)))
 """The settings of each setting byte."""
-INT64 = (1 << 63) - 1
 
 _u16, _u32, _u64, _i64 = (struct.Struct(f">{kind}") for kind in "HIQq")
 _u8_u8, _u8_u32 = struct.Struct(">BB"), struct.Struct(">BI")

@@ -8,6 +8,8 @@ from subscriptions.names import has_control, is_channel_id, is_uid
 TEXT_LENGTH = 100
 TOPIC_LENGTH = 255
 TOKEN_LENGTH = 1_000
+INT64 = (1 << 63) - 1
+INT64_DIGITS = 19
 CHANNEL_TYPES = range(1, 13)
 DEVICE_FLAGS = (0, 1, 2, 99)
 
@@ -16,6 +18,13 @@ def check_text(text: str, length: int) -> str:
     """A text of at most so many characters, none of them a control."""
     if len(text) > length or has_control(text):
         raise ProtocolFault(Fault.BAD_TEXT)
+    return text
+
+
+def check_request_id(text: str) -> str:
+    """What a client names a request by."""
+    if not 0 < len(text) <= TEXT_LENGTH or has_control(text):
+        raise ProtocolFault(Fault.BAD_ID)
     return text
 
 

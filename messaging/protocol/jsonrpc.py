@@ -6,23 +6,25 @@ Decoding is strict about what a value is and generous about what is left out. No
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import msgspec
 
+from messaging.protocol.bodies import PAYLOAD_BYTES, bytes_of, value_of
 from messaging.protocol.faults import Fault, ProtocolFault
 from messaging.protocol.fields import (
+    INT64,
+    INT64_DIGITS,
     TEXT_LENGTH,
     TOKEN_LENGTH,
     TOPIC_LENGTH,
     check_channel_id,
     check_channel_type,
     check_device_flag,
+    check_request_id,
     check_text,
     check_uid,
 )
@@ -48,10 +50,8 @@ from messaging.protocol.packets import (
     ServerPacket,
     Setting,
 )
-from subscriptions.names import PERSON, has_control, is_uid
+from subscriptions.names import PERSON, is_uid
 
-PAYLOAD_BYTES = 1 << 16
-"""Largest message body unless a deployment says otherwise: as base64, a twelfth of a frame."""
 POSITIONS = 1_000
 """Positions in a `connect` unless a deployment says otherwise."""
 OBJECTS = 100
@@ -59,12 +59,7 @@ OBJECTS = 100
 CONCATENATED = 1 << 18
 """Largest frame with more than one object, in characters: finding where each ends takes the slower
 of the two readers, 30 ms for as much as this."""
-DEPTH = 100
-"""Levels of a payload that goes out as an object. Other JSON readers give up at 512 (Apple's) or
-about 1,000 (Python's), and a client that cannot read a frame closes for good: what nests deeper
-goes out as base64, which the SDKs hand on as it is when they cannot read it."""
-UINT32, INT64, UINT64 = (1 << 32) - 1, (1 << 63) - 1, (1 << 64) - 1
-INT64_DIGITS = 19
+UINT32, UINT64 = (1 << 32) - 1, (1 << 64) - 1
 
 HEADER_FLAGS = {
     "no_persist": ("noPersist", "no_persist"),
@@ -74,10 +69,6 @@ HEADER_FLAGS = {
     "end": ("end",),
 }
 SETTING_FLAGS = ("receipt", "signal", "stream", "topic")
-
-JSON_BEGINS = tuple('{["-0123456789tfn \t\r\n')
-"""How a text begins that may be JSON (RFC 8259 §2). Most base64 begins otherwise (`eyJ…`), and to
-ask in vain is a fifth of what reading a send at a stroke takes (`python -m benchmarks.codec`)."""
 
 Frame = dict[str, Any]
 _decoder = msgspec.json.Decoder()
@@ -178,13 +169,7 @@ def _request_id(value: Frame) -> str | None:
     request_id = value["id"]
     if not isinstance(request_id, str):
         raise ProtocolFault(Fault.BAD_ID)
-    return _checked_id(request_id)
-
-
-def _checked_id(request_id: str) -> str:
-    if not 0 < len(request_id) <= TEXT_LENGTH or has_control(request_id):
-        raise ProtocolFault(Fault.BAD_ID)
-    return request_id
+    return check_request_id(request_id)
 
 
 def _needed(request_id: str | None) -> str:
@@ -251,7 +236,7 @@ def _send(request_id: str | None, value: Frame) -> Send:
         request_id=_needed(request_id),
         channel_id=_channel_id(_member(params, "channelId", "channel_id"), kind),
         channel_type=kind,
-        payload=_payload(params.get("payload")),
+        payload=bytes_of(params.get("payload")),
         client_msg_no=_text(params, TEXT_LENGTH, "clientMsgNo", "client_msg_no"),
         header=_header(params),
         setting=_setting(params),
@@ -266,76 +251,6 @@ def _recvack(request_id: str | None, value: Frame) -> RecvAck:
     params = _params(value)
     seq = _integer(params, 0, UINT64, "messageSeq", "message_seq")
     return RecvAck(_message_id(params), seq, _header(params))
-
-
-class _AckParams(msgspec.Struct, forbid_unknown_fields=True):
-    messageId: str  # noqa: N815 - the wire's names
-    messageSeq: Annotated[int, msgspec.Meta(ge=0, le=INT64)]  # noqa: N815
-    header: dict[str, bool] = {}
-
-
-class _Ack(msgspec.Struct, forbid_unknown_fields=True, tag_field="method", tag="recvack"):
-    params: _AckParams
-    jsonrpc: Literal["2.0"] = "2.0"
-
-
-class _Flags(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    noPersist: bool = False  # noqa: N815 - the wire's names
-    redDot: bool = False  # noqa: N815
-    syncOnce: bool = False  # noqa: N815
-    dup: bool = False
-    end: bool = False
-
-
-class _SendParams(msgspec.Struct, forbid_unknown_fields=True):
-    channelId: str  # noqa: N815 - the wire's names
-    channelType: int  # noqa: N815
-    payload: Any
-    clientMsgNo: str = ""  # noqa: N815
-    header: _Flags = _Flags()
-    topic: str = ""
-
-
-class _Send(msgspec.Struct, forbid_unknown_fields=True, tag_field="method", tag="send"):
-    id: str
-    params: _SendParams
-    jsonrpc: Literal["2.0"] = "2.0"
-
-
-_decode_plain = msgspec.json.Decoder(_Ack | _Send).decode
-
-
-def decode_plain(frame: bytes, payload_bytes: int = PAYLOAD_BYTES) -> int | Send | None:
-    """The message id of a `recvack`, or a `send`, in the shapes that the SDKs give them; None when
-    `decode` has to read it, which takes eight times as long for a `recvack` and twice as long for a
-    `send` (`python -m benchmarks.codec`). One comes for each delivery, and one for each message."""
-    try:
-        plain = _decode_plain(frame)
-        if isinstance(plain, _Ack):
-            return _plain_id(plain.params.messageId)
-        send = _plain_send(plain.id, plain.params)
-    except (msgspec.DecodeError, UnicodeError, RecursionError, ProtocolFault):
-        return None
-    return send if len(send.payload) <= payload_bytes else None
-
-
-def _plain_id(text: str) -> int | None:
-    if not text.isascii() or not text.isdecimal() or len(text) > INT64_DIGITS:
-        return None
-    return value if (value := int(text)) <= INT64 else None
-
-
-def _plain_send(request_id: str, params: _SendParams) -> Send:
-    kind, flags = check_channel_type(params.channelType), params.header
-    return Send(
-        request_id=_checked_id(request_id),
-        channel_id=check_channel_id(params.channelId, kind),
-        channel_type=kind,
-        payload=_payload(params.payload),
-        client_msg_no=check_text(params.clientMsgNo, TEXT_LENGTH),
-        header=Header(flags.noPersist, flags.redDot, flags.syncOnce, flags.dup, flags.end),
-        topic=check_text(params.topic, TOPIC_LENGTH),
-    )
 
 
 def _message_id(params: Frame) -> int:
@@ -438,36 +353,6 @@ def _setting(params: Frame) -> Setting:
     return Setting(**_flags(params.get("setting"), {name: (name,) for name in SETTING_FLAGS}))
 
 
-def _payload(value: Any) -> bytes:
-    """The body's bytes from any of its forms, tried in the order of §1.3."""
-    if value is None:
-        payload = b""
-    elif not isinstance(value, str):
-        payload = _encode_json(value)
-    elif value.startswith(JSON_BEGINS) and _is_json(value):
-        payload = value.encode()
-    else:
-        payload = _from_base64(value)
-    if not payload:
-        raise ProtocolFault(Fault.BAD_PAYLOAD)
-    return payload
-
-
-def _is_json(text: str | bytes) -> bool:
-    try:
-        _decoder.decode(text)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return False
-    return True
-
-
-def _from_base64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise ProtocolFault(Fault.BAD_PAYLOAD) from None
-
-
 # --- encoding ------------------------------------------------------------------------------------
 
 
@@ -537,7 +422,7 @@ def _recv(packet: Recv) -> Frame:
         "channelId": packet.channel_id,
         "channelType": packet.channel_type,
         "fromUid": packet.from_uid,
-        "payload": _payload_value(packet.payload),
+        "payload": value_of(packet.payload),
     }
     optional = {
         "clientMsgNo": packet.client_msg_no,
@@ -547,28 +432,6 @@ def _recv(packet: Recv) -> Frame:
     }
     params.update({name: value for name, value in optional.items() if value})
     return _notification("recv", params)
-
-
-def _payload_value(payload: bytes) -> Any:
-    """An object if the bytes are one that every client can read, else base64 (§1.4)."""
-    if payload.lstrip()[:1] == b"{" and _is_json(payload) and not is_deep(payload):
-        return msgspec.Raw(payload.strip())
-    return base64.b64encode(payload).decode()
-
-
-def is_deep(text: bytes) -> bool:
-    """Whether a JSON text nests deeper than DEPTH. Level by level, so it needs no stack."""
-    if text.count(b"{") + text.count(b"[") <= DEPTH:
-        return False
-    level = [_decoder.decode(text)]
-    for _ in range(DEPTH):
-        level = [
-            child
-            for container in level
-            for child in (container.values() if isinstance(container, dict) else container)
-            if isinstance(child, (dict, list))
-        ]
-    return bool(level)
 
 
 def _pong(packet: Pong) -> Frame:

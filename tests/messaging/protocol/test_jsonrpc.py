@@ -11,16 +11,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from wukong_easy_sdk.protocol import decode_frame, decode_payload
 
+from messaging.protocol.bodies import DEPTH, PAYLOAD_BYTES
 from messaging.protocol.faults import Fault, ProtocolFault
-from messaging.protocol.jsonrpc import (
-    DEPTH,
-    OBJECTS,
-    PAYLOAD_BYTES,
-    POSITIONS,
-    decode,
-    decode_plain,
-    encode,
-)
+from messaging.protocol.jsonrpc import OBJECTS, POSITIONS, decode, encode
 from messaging.protocol.packets import (
     ConnAck,
     Connect,
@@ -41,6 +34,7 @@ from messaging.protocol.packets import (
     SendAck,
     Setting,
 )
+from messaging.protocol.plain import decode as decode_plain
 from messaging.protocol.reasons import Reason
 from tests.support.bad_frames import (
     BAD_FRAMES,
@@ -354,7 +348,7 @@ def test_generated_bad_frame_is_the_fault_it_was_made_for(bad):
 
 
 def outcome(frame: str | bytes) -> list | Fault:
-    """What `decode` makes of a frame, and `decode_plain` if it makes anything of it; any other
+    """What `decode` makes of a frame, and `plain.decode` if it makes anything of it; any other
     exception is the test's failure."""
     plain = decode_plain(frame if isinstance(frame, bytes) else frame.encode(errors="replace"))
     made = outcome_of_decode(frame)

@@ -9,7 +9,7 @@ import pytest
 from messaging.conf import MessagingConf
 from messaging.consumers import FIRST_FRAME_BYTES, POSITION_BYTES
 from messaging.permissions import OPEN_TYPES
-from messaging.protocol import jsonrpc
+from messaging.protocol import bodies, jsonrpc
 from messaging.protocol.close_codes import CloseCode
 from messaging.protocol.faults import Fault
 from messaging.protocol.fields import TOKEN_LENGTH
@@ -96,8 +96,8 @@ def test_limits_table_is_the_codes():
         " `connect` may have",
         "frame": f"{conf.frame_bytes} bytes",
         "objects in a frame": f"{jsonrpc.OBJECTS}",
-        "payload": f"{jsonrpc.PAYLOAD_BYTES} bytes",
-        "levels of a payload sent as an object": f"{jsonrpc.DEPTH}",
+        "payload": f"{bodies.PAYLOAD_BYTES} bytes",
+        "levels of a payload sent as an object": f"{bodies.DEPTH}",
         "uid": f"{names.UID_LENGTH} characters",
         "channel id": f"{names.CHANNEL_ID_LENGTH} characters",
         "`clientMsgNo`, `deviceId`, `id`": f"{jsonrpc.TEXT_LENGTH} characters",
