@@ -25,8 +25,8 @@ class Counter(models.Model):
 class Message(models.Model):
     """One stored message. Appended by the log alone (`messaging.log`), never changed."""
 
-    channel = models.ForeignKey(
-        Channel, models.PROTECT, related_name="messages", verbose_name=_("channel")
+    channel = models.ForeignKey(  # no index of its own: that of (channel, seq) begins with it
+        Channel, models.PROTECT, db_index=False, related_name="messages", verbose_name=_("channel")
     )
     seq = models.BigIntegerField(_("seq"))
     version = models.BigIntegerField(_("version"))

@@ -336,3 +336,12 @@ def test_repeats_of_many_channels_are_found_by_the_index(team):
     assert "wukongim_message_once" in plan
     assert "SCAN m" not in plan
     assert "Seq Scan on wukongim_messaging_message" not in plan
+
+
+def test_no_index_of_messages_is_on_the_channel_alone(db):
+    """Others begin with the channel: this one would be written with each message for nothing."""
+    with connection.cursor() as cursor:
+        found = connection.introspection.get_constraints(cursor, Message._meta.db_table)
+    indexed = [each["columns"] for each in found.values() if each["index"] or each["unique"]]
+    assert ["channel_id", "seq"] in indexed
+    assert ["channel_id"] not in indexed
