@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -60,11 +61,12 @@ class Answers:
         try:
             scopes = await node.database.read(check.resolve, request.scopes)
             found, checked = await check.check_all(node, scopes, progress)
+            seen = time.monotonic()
             wanted = [each for each in found if not request.kinds or each.kind in request.kinds]
             answers = [(each, False) for each in wanted]
             if request.repair and wanted:
                 answers = [each async for each in check.repair(node, wanted)]
-            await node.database.write(audits.write_answer, request, node.id, answers, checked)
+            await node.database.write(audits.write_answer, request, node.id, answers, checked, seen)
         except Exception as error:
             await node.database.write(audits.write_failure, request, node.id, repr(error))
             raise

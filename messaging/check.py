@@ -17,6 +17,7 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass, replace
+from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -149,27 +150,44 @@ def _lost_by_layer(node: Node, group: Group) -> Disagreement:
 async def check_memberships(node: Node, uids: Collection[str]) -> list[Disagreement]:
     """Local memberships of `uids` against the database: digests first, rows where they differ.
 
-    A difference counts only if it is still there after this node has read the newest changes:
-    a join that nobody has told us of yet is news, not a fault (B4). Where the hub's own tables
-    disagree with each other, that says more precisely what is wrong. On the way it is noted which
-    of their sessions are behind, and said which claim more than the database has.
+    A difference counts only if both sides have it unchanged before and after this node has read the
+    newest changes: what nobody has told us of yet, and what came meanwhile, is news and no fault
+    (B4). Where the hub's own tables disagree with each other, that says more precisely what is
+    wrong. On the way it is noted which of their sessions are behind, and said which claim more
+    than the database has.
     """
     suspects = await _differing(node, uids)
     ahead = check_ahead(node)
     if not suspects:
         return ahead
-    await node.catch_up.sweep_changes()
+    sessions, before = _held(node, suspects)
     expected = await _expected(node, suspects)
-    held = survey.look_at(node.hub, suspects).held
-    inside = check_tables(node, [each for uid in held for each in node.hub.settled(uid)])
+    await node.catch_up.sweep_changes()
+    still, held = _held(node, suspects)
+    inside = check_tables(node, chain.from_iterable(still.values()))
     explained = {(each.uid, each.channel) for each in inside}
-    outside = audit.compare_memberships(
-        expected,
-        {(uid, channel): held[uid][channel] for uid in held for channel in held[uid]},
-        held.keys(),
-    )
-    outside = (each for each in outside if (each.uid, each.channel) not in explained)
+    settled = [uid for uid in suspects if sessions[uid] == still[uid] != []]
+    differing = [
+        (each, (each.uid, each.channel or NOWHERE))
+        for each in audit.compare_memberships(expected, held, settled)
+        if (each.uid, each.channel) not in explained
+    ]
+    now = await _expected(node, {each.uid for each, _ in differing})
+    outside = [
+        each
+        for each, place in differing
+        if before.get(place) == held.get(place) and expected.get(place) == now.get(place)
+    ]
     return [*ahead, *inside, *outside]
+
+
+def _held(
+    node: Node, uids: Collection[str]
+) -> tuple[dict[str, list[LiveSession]], dict[tuple[str, int], int]]:
+    """{uid: its sessions} and {(uid, channel pk): joined version} as this node has them now."""
+    held = survey.look_at(node.hub, uids).held
+    stays = {(uid, channel): held[uid][channel] for uid in held for channel in held[uid]}
+    return {uid: node.hub.settled(uid) for uid in uids}, stays
 
 
 async def _differing(node: Node, uids: Collection[str]) -> list[str]:

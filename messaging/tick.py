@@ -194,7 +194,7 @@ class Tick:
 
     async def _mend(self, found: list[Disagreement]) -> None:
         """Mend as much as there is time for; the rest is recorded as it is, and found again."""
-        mended = set()
+        mended, seen = set(), time.monotonic()
         try:
             async for each, gone in check.repair(self.node, found):
                 if gone:
@@ -203,7 +203,7 @@ class Tick:
             repaired = [(each, each.identity in mended) for each in found]
             self._left += [each for each, gone in repaired if not gone]
             # An errand: the time limit of a step strikes once, and waiting here would have none.
-            recording = self.node.errand(self._record_repaired(repaired, "check"))
+            recording = self.node.errand(self._record_repaired(repaired, "check", seen))
         await recording
 
     def _check_here(self) -> list[Disagreement]:
@@ -343,14 +343,19 @@ class Tick:
             for channel in session.lagging
         )
 
-    async def _record(self, found: Iterable[Disagreement], healed_by: str) -> None:
+    async def _record(
+        self, found: Iterable[Disagreement], healed_by: str, seen: float | None = None
+    ) -> None:
         found = list(found)
         if found:
-            await self.node.database.write(findings.record, found, self.node.id, healed_by)
+            await self.node.database.write(findings.record, found, self.node.id, healed_by, seen)
 
     async def _record_repaired(
-        self, repaired: Iterable[tuple[Disagreement, bool]], healed_by: str
+        self,
+        repaired: Iterable[tuple[Disagreement, bool]],
+        healed_by: str,
+        seen: float | None = None,
     ) -> None:
         repaired = list(repaired)
-        await self._record([each for each, gone in repaired if gone], healed_by)
-        await self._record([each for each, gone in repaired if not gone], "")
+        await self._record([each for each, gone in repaired if gone], healed_by, seen)
+        await self._record([each for each, gone in repaired if not gone], "", seen)

@@ -175,9 +175,14 @@ def _write(audit: Audit, node: int, **fields: Any) -> None:
 
 
 def write_answer(
-    audit: Audit, node: int, found: Sequence[tuple[Disagreement, bool]], checked: int
+    audit: Audit,
+    node: int,
+    found: Sequence[tuple[Disagreement, bool]],
+    checked: int,
+    seen: float | None = None,
 ) -> None:
-    """Store what `node` found as (disagreement, repaired) pairs: findings, then the counts.
+    """Store what `node` found as (disagreement, repaired) pairs: findings, then the counts. `seen`:
+    when, as `record` takes it.
 
     It was a complete look at the audit's scopes and kinds, so older findings of this node that it
     did not see are closed. A check that finds nothing new writes its answer and nothing else.
@@ -194,8 +199,8 @@ def write_answer(
         "by_kind": by_kind,
     }
     with transaction.atomic():
-        record(left, owner)
-        record((each for each, repaired in found if repaired), owner, healer)
+        record(left, owner, seen=seen)
+        record((each for each, repaired in found if repaired), owner, healer, seen)
         heal_absent(
             audit.kinds, owner, left, f"gone ({healer})",
             scopes=audit.scopes, before=audit.requested_at,

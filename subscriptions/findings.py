@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -21,6 +22,7 @@ from django.db.models.functions import Coalesce, Now
 from subscriptions import metrics, signals
 from subscriptions.audit import Disagreement, condense
 from subscriptions.bindings import ChannelKey
+from subscriptions.clock import ago
 from subscriptions.models import Channel, Finding
 from subscriptions.selectors import in_scopes, pages
 
@@ -37,18 +39,23 @@ def key_of(disagreement: Disagreement, node: int | None) -> str:
 
 
 def record(
-    disagreements: Iterable[Disagreement], node: int | None, healed_by: str = ""
+    disagreements: Iterable[Disagreement],
+    node: int | None,
+    healed_by: str = "",
+    seen: float | None = None,
 ) -> list[Finding]:
     """Open a finding for each disagreement, or count one more sighting of an open one.
 
     With `healed_by` they are healed in the same transaction: the evidence of a heal is one row.
+    `seen`: when they were, on this process's monotonic clock; what is mended is written after that.
     """
-    seen = condense(disagreements)
-    if not seen:
+    found = condense(disagreements)
+    if not found:
         return []
+    seconds = time.monotonic() - seen if seen else 0.0
     with transaction.atomic():
-        there = _channels_among(each.channel for each in seen)
-        recorded = _record([_placed(each, there) for each in seen], node, healed_by)
+        there = _channels_among(each.channel for each in found)
+        recorded = _record([_placed(each, there) for each in found], node, healed_by, seconds)
         signals.findings_written.send(Finding, recorded=recorded)
         transaction.on_commit(lambda: _announce(recorded))
     return [finding for finding, _ in recorded]
@@ -67,12 +74,12 @@ def _placed(each: Disagreement, there: set[int]) -> Disagreement:
 
 
 def _record(
-    seen: Iterable[Disagreement], node: int | None, healed_by: str
+    seen: Iterable[Disagreement], node: int | None, healed_by: str, seconds: float
 ) -> list[tuple[Finding, bool]]:
     """New ones in a few statements for all: a node that loses much finds hundreds, and writes
     nothing else meanwhile."""
     by_key = {key_of(each, node): each for each in seen}
-    there = _open(by_key, node)
+    there = _open(by_key, node, seconds)
     created = by_key.keys() - there
     for key, pk in there.items():
         row = Finding.objects.filter(pk=pk)
@@ -85,11 +92,14 @@ def _record(
     return [(finding, finding.key in created) for finding in rows]
 
 
-def _open(by_key: Mapping[str, Disagreement], node: int | None) -> dict[str, int]:
-    """Open a finding for each key that has none; returns those that had one: {key: pk}."""
+def _open(by_key: Mapping[str, Disagreement], node: int | None, seconds: float) -> dict[str, int]:
+    """Open a finding, first seen so long ago, for each key that has none; returns those that had
+    one: {key: pk}."""
     for tries_left in reversed(range(TRIES)):
         there = dict(open_findings().filter(key__in=by_key).values_list("key", "pk"))
-        new = [_finding(key, each, node) for key, each in by_key.items() if key not in there]
+        new = [
+            _finding(key, each, node, seconds) for key, each in by_key.items() if key not in there
+        ]
         try:
             with transaction.atomic():
                 Finding.objects.bulk_create(new)
@@ -101,8 +111,9 @@ def _open(by_key: Mapping[str, Disagreement], node: int | None) -> dict[str, int
     return there
 
 
-def _finding(key: str, each: Disagreement, node: int | None) -> Finding:
+def _finding(key: str, each: Disagreement, node: int | None, seconds: float) -> Finding:
     return Finding(
+        first_seen=ago(seconds),
         key=key, kind=each.kind.value, reason=each.reason, channel_id=each.channel, uid=each.uid,
         session_id=each.session, node_id=node, memberships=each.memberships,
         from_seq=each.from_seq, to_seq=each.to_seq, detail=each.detail[:500],

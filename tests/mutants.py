@@ -615,6 +615,27 @@ MUTANTS = [
         "subscriptions/test_postgresql.py",
         network=True,
     ),
+    Mutant(
+        "a difference that came meanwhile is no fault",
+        "messaging/check.py",
+        "before.get(place) == held.get(place) and ",
+        "",
+        "invariants/test_bindings_simulated.py",
+    ),
+    Mutant(
+        "a membership that changed meanwhile is no fault",
+        "messaging/check.py",
+        " and expected.get(place) == now.get(place)",
+        "",
+        "invariants/test_bindings_simulated.py",
+    ),
+    Mutant(
+        "a session that came meanwhile is let be",
+        "messaging/check.py",
+        "if sessions[uid] == still[uid] != []",
+        "if still[uid]",
+        "invariants/test_bindings_simulated.py",
+    ),
     # --- sessions ---
     Mutant(
         "the order of connects and new tokens",

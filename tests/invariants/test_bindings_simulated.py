@@ -10,11 +10,11 @@ from functools import partial
 import pytest
 
 from messaging import catch_up, check
-from messaging.hub import Group
+from messaging.hub import Group, LiveSession
 from subscriptions.bindings import ChannelKey, GroupBinding
 from tests.invariants.garbage import scramble
 from tests.support.seeds import replayed_by, seeds
-from tests.support.simulation import Simulation
+from tests.support.simulation import EPOCH, SimPort, Simulation
 
 STEPS = 60
 WORLDS = 300
@@ -244,6 +244,61 @@ async def test_check_with_old_answers_takes_nothing_away_that_is_true(request):
                 await sim.play(2 * STEPS)
                 assert harm == []
                 assert sim.wrongs() == []
+
+
+async def test_what_changes_during_a_check_is_news_and_no_fault(request, monkeypatch):
+    """Nothing is broken here, so no check finds a binding that is not as the database has it."""
+    look, found = check.check_memberships, []
+
+    async def noted(node, uids):
+        seen = await look(node, uids)
+        found.extend(seen)
+        return seen
+
+    monkeypatch.setattr(check, "check_memberships", noted)
+    for seed in seeds(WORLDS):
+        with replayed_by(request, seed):
+            async with Simulation(seed) as sim:
+                sim.actions += [partial(begin_check, sim)] * 4
+                await sim.play(2 * STEPS)
+                assert [each for each in found if each.reason == "membership"] == []
+
+
+async def joins_and_leaves(sim, channel, sweep):
+    """He has the binding of a stay that neither reading of the rows knows."""
+    await sim._connect("u0")
+    yield
+    sim.world.join(channel, "u0")
+    await sweep()
+    sim.world.leave(channel, "u0")
+    yield
+
+
+async def connects(sim, channel, sweep):
+    """What his session has missed while it was let in is still being looked at."""
+    sim.world.join(channel, "u0")
+    yield
+    await sweep()
+    session = LiveSession("s0", "u0", SimPort([]), EPOCH)
+    session.connecting = False
+    sim.node.hub.register(session)
+    yield
+
+
+@pytest.mark.parametrize("person", [joins_and_leaves, connects])
+async def test_what_comes_while_a_check_reads_is_news_and_no_fault(monkeypatch, person):
+    monkeypatch.setattr(check, "_differing", suspect_all)
+    async with Simulation(1, channels=1, uids=1) as sim:
+        sim.parked.hurry = True
+        (channel,) = sim.world.channels.values()
+        part = person(sim, channel, sim.node.catch_up.sweep_changes)
+        await anext(part)
+        monkeypatch.setattr(sim.node.catch_up, "sweep_changes", partial(anext, part))
+        assert await check.check_memberships(sim.node, ["u0"]) == []
+
+
+async def suspect_all(node, uids):
+    return list(uids)
 
 
 def begin_check(sim):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from datetime import timedelta
+
 import pytest
 
 from subscriptions import findings, signals
@@ -34,6 +37,15 @@ def test_same_disagreement_is_one_row_seen_more_often(team):
     row = Finding.objects.get()
     assert (row.seen, row.reason, row.node_id) == (2, "group table", NODE)
     assert row.last_seen >= row.first_seen
+
+
+def test_finding_was_seen_when_it_was_and_not_when_it_is_written(team):
+    """What is mended is written afterwards, which over a slow line takes its time."""
+    findings.record([missing(team)], NODE, "check", seen=time.monotonic() - 60)
+    findings.record([missing(team, "bob")], NODE, "check")
+    slow, quick = (row.healed_at - row.first_seen for row in Finding.objects.order_by("uid"))
+    assert timedelta(seconds=60) <= slow < timedelta(seconds=90)
+    assert timedelta(0) <= quick < timedelta(seconds=30)
 
 
 def test_sighting_again_says_how_much_it_is_by_now_and_how_far_it_reaches(team):

@@ -188,7 +188,9 @@ class World:
         """The rows of open sessions."""
         return dict(self.rows)
 
-    def record(self, found: Iterable[Any], node: int, healed_by: str) -> None:
+    def record(
+        self, found: Iterable[Any], node: int, healed_by: str, seen: float | None = None
+    ) -> None:
         """The book of findings."""
         self.recorded += [(each, healed_by) for each in found]
 
