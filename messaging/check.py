@@ -17,7 +17,6 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass, replace
-from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -150,44 +149,48 @@ def _lost_by_layer(node: Node, group: Group) -> Disagreement:
 async def check_memberships(node: Node, uids: Collection[str]) -> list[Disagreement]:
     """Local memberships of `uids` against the database: digests first, rows where they differ.
 
-    A difference counts only if both sides have it unchanged before and after this node has read the
-    newest changes: what nobody has told us of yet, and what came meanwhile, is news and no fault
-    (B4). Where the hub's own tables disagree with each other, that says more precisely what is
-    wrong. On the way it is noted which of their sessions are behind, and said which claim more
-    than the database has.
+    A difference counts only if the same sessions and the same rows show it before and after this
+    node has read the newest changes: what nobody has told us of yet, and what came meanwhile, is
+    news and no fault (O2). Where the hub's own tables disagree with each other, that says more
+    precisely what is wrong. On the way it is noted which of their sessions are behind, and said
+    which claim more than the database has.
     """
     suspects = await _differing(node, uids)
     ahead = check_ahead(node)
     if not suspects:
         return ahead
-    sessions, before = _held(node, suspects)
+    before = survey.stays_of(node.hub, suspects)
     expected = await _expected(node, suspects)
     await node.catch_up.sweep_changes()
-    still, held = _held(node, suspects)
-    inside = check_tables(node, chain.from_iterable(still.values()))
-    explained = {(each.uid, each.channel) for each in inside}
-    settled = [uid for uid in suspects if sessions[uid] == still[uid] != []]
-    differing = [
-        (each, (each.uid, each.channel or NOWHERE))
-        for each in audit.compare_memberships(expected, held, settled)
-        if (each.uid, each.channel) not in explained
-    ]
-    now = await _expected(node, {each.uid for each, _ in differing})
-    outside = [
+    inside = check_tables(node, [each for uid in suspects for each in node.hub.settled(uid)])
+    outside = _outside(node, before, expected, inside)
+    if not outside:
+        return ahead + inside
+    # A session that left while it was let in is told so by a look, which is not waited for.
+    strays = {each.channel for each in outside if each.kind == Kind.STRAY_GROUP_BINDING}
+    await asyncio.gather(*(node.catch_up.looked(channel) for channel in strays if channel))
+    now = await _expected(node, {each.uid for each in outside})
+    outside = _outside(node, before, expected, inside)
+    unchanged = [each for each in outside if expected.get(_place(each)) == now.get(_place(each))]
+    return [*ahead, *inside, *unchanged]
+
+
+def _outside(
+    node: Node, before: survey.Stays, expected: survey.Held, inside: Iterable[Disagreement]
+) -> list[Disagreement]:
+    """How the sessions that were there `before` differ from what the database had, where they have
+    not changed since, and `inside` does not say it."""
+    uids, had, have = survey.of_both(before, survey.stays_of(node.hub, before))
+    explained = {_place(each) for each in inside}
+    return [
         each
-        for each, place in differing
-        if before.get(place) == held.get(place) and expected.get(place) == now.get(place)
+        for each in audit.compare_memberships(expected, have, uids)
+        if (place := _place(each)) not in explained and had.get(place) == have.get(place)
     ]
-    return [*ahead, *inside, *outside]
 
 
-def _held(
-    node: Node, uids: Collection[str]
-) -> tuple[dict[str, list[LiveSession]], dict[tuple[str, int], int]]:
-    """{uid: its sessions} and {(uid, channel pk): joined version} as this node has them now."""
-    held = survey.look_at(node.hub, uids).held
-    stays = {(uid, channel): held[uid][channel] for uid in held for channel in held[uid]}
-    return {uid: node.hub.settled(uid) for uid in uids}, stays
+def _place(each: Disagreement) -> tuple[str, int]:
+    return each.uid, each.channel or NOWHERE
 
 
 async def _differing(node: Node, uids: Collection[str]) -> list[str]:
@@ -201,7 +204,7 @@ async def _differing(node: Node, uids: Collection[str]) -> list[str]:
     return differing
 
 
-async def _expected(node: Node, uids: Collection[str]) -> dict[tuple[str, int], int]:
+async def _expected(node: Node, uids: Collection[str]) -> survey.Held:
     """{(uid, channel pk): joined version} as the database has it."""
     found = await node.database.read(memberships_of, list(uids)) if uids else {}
     return {

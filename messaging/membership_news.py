@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ class MembershipNews:
                 for each in check.check_place(node, channel, uids)
             ]
 
-        found = wrong()
+        found, seen = wrong(), time.monotonic()
         await node.catch_up.rebind({channel: uids for channel, uids in local.items() if uids})
         await node.layer.try_rejoin(
             [hub.groups[channel].name for channel in local if channel in hub.groups]
@@ -62,4 +63,4 @@ class MembershipNews:
         if found:
             left = wrong()
             mended = [each for each in found if each not in left]
-            await node.database.write(findings.record, mended, node.id, "membership")
+            await node.database.write(findings.record, mended, node.id, "membership", seen)

@@ -27,6 +27,12 @@ class Span(NamedTuple):
     highest_version: int
 
 
+Stays = dict[str, dict[LiveSession, dict[int, int]]]
+"""{uid: {session: {channel pk: joined version}}}."""
+Held = dict[tuple[str, int], int]
+"""{(uid, channel pk): joined version}, 0 where sessions of the uid differ."""
+
+
 class Survey(NamedTuple):
     """What the sessions of some uids hold. `held`: {uid: {channel pk: joined version}} of what they
     are bound to, 0, which is no version of a join, where they differ. `apart`: channels in which
@@ -89,8 +95,29 @@ def look_at(hub: Hub, uids: Iterable[str]) -> Survey:
             if not _is_level(session, bindings):
                 apart.update(_apart(session))
         if stays:
-            held[uid] = stays[0] if len(stays) == 1 else _agreed(stays)
+            held[uid] = _agreed(stays)
     return Survey(held, apart)
+
+
+def stays_of(hub: Hub, uids: Iterable[str]) -> Stays:
+    """The same session by session, of those that are settled."""
+    return {
+        uid: {each: _stays(each, _bindings_of(each)) for each in hub.settled(uid)} for uid in uids
+    }
+
+
+def of_both(before: Stays, after: Stays) -> tuple[set[str], Held, Held]:
+    """What the sessions that are in both had, and what they have, and the uids of which there are
+    such sessions."""
+    had: Held = {}
+    have: Held = {}
+    uids = {uid for uid in before if before[uid].keys() & after[uid].keys()}
+    for uid in uids:
+        both = before[uid].keys() & after[uid].keys()
+        for stays, held in ((before[uid], had), (after[uid], have)):
+            agreed = _agreed([stays[each] for each in both])
+            held.update(((uid, channel), version) for channel, version in agreed.items())
+    return uids, had, have
 
 
 def _bindings_of(session: LiveSession) -> list[GroupBinding | None]:
@@ -142,5 +169,7 @@ def _apart(session: LiveSession) -> Iterator[int]:
 
 def _agreed(stays: Sequence[Mapping[int, int]]) -> dict[int, int]:
     """What all of these have of a channel; 0 where they differ."""
+    if len(stays) == 1:
+        return dict(stays[0])
     same = set(stays[0].items()).intersection(*(stay.items() for stay in stays))
     return dict.fromkeys(chain.from_iterable(stays), 0) | dict(same)

@@ -182,7 +182,7 @@ def write_answer(
     seen: float | None = None,
 ) -> None:
     """Store what `node` found as (disagreement, repaired) pairs: findings, then the counts. `seen`:
-    when, as `record` takes it.
+    when that was, as `record` takes it.
 
     It was a complete look at the audit's scopes and kinds, so older findings of this node that it
     did not see are closed. A check that finds nothing new writes its answer and nothing else.

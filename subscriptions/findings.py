@@ -47,15 +47,15 @@ def record(
     """Open a finding for each disagreement, or count one more sighting of an open one.
 
     With `healed_by` they are healed in the same transaction: the evidence of a heal is one row.
-    `seen`: when they were, on this process's monotonic clock; what is mended is written after that.
+    `seen`: when that was, by this process's monotonic clock, if it was not just now: what is mended
+    is written afterwards.
     """
     found = condense(disagreements)
     if not found:
         return []
-    seconds = time.monotonic() - seen if seen else 0.0
     with transaction.atomic():
         there = _channels_among(each.channel for each in found)
-        recorded = _record([_placed(each, there) for each in found], node, healed_by, seconds)
+        recorded = _record([_placed(each, there) for each in found], node, healed_by, seen)
         signals.findings_written.send(Finding, recorded=recorded)
         transaction.on_commit(lambda: _announce(recorded))
     return [finding for finding, _ in recorded]
@@ -74,12 +74,12 @@ def _placed(each: Disagreement, there: set[int]) -> Disagreement:
 
 
 def _record(
-    seen: Iterable[Disagreement], node: int | None, healed_by: str, seconds: float
+    found: Iterable[Disagreement], node: int | None, healed_by: str, seen: float | None
 ) -> list[tuple[Finding, bool]]:
     """New ones in a few statements for all: a node that loses much finds hundreds, and writes
     nothing else meanwhile."""
-    by_key = {key_of(each, node): each for each in seen}
-    there = _open(by_key, node, seconds)
+    by_key = {key_of(each, node): each for each in found}
+    there = _open(by_key, node, seen)
     created = by_key.keys() - there
     for key, pk in there.items():
         row = Finding.objects.filter(pk=pk)
@@ -92,10 +92,13 @@ def _record(
     return [(finding, finding.key in created) for finding in rows]
 
 
-def _open(by_key: Mapping[str, Disagreement], node: int | None, seconds: float) -> dict[str, int]:
-    """Open a finding, first seen so long ago, for each key that has none; returns those that had
+def _open(
+    by_key: Mapping[str, Disagreement], node: int | None, seen: float | None
+) -> dict[str, int]:
+    """Open a finding, first seen then, for each key that has none; returns those that had
     one: {key: pk}."""
     for tries_left in reversed(range(TRIES)):
+        seconds = 0.0 if seen is None else time.monotonic() - seen
         there = dict(open_findings().filter(key__in=by_key).values_list("key", "pk"))
         new = [
             _finding(key, each, node, seconds) for key, each in by_key.items() if key not in there

@@ -259,8 +259,8 @@ async def test_what_changes_during_a_check_is_news_and_no_fault(request, monkeyp
     for seed in seeds(WORLDS):
         with replayed_by(request, seed):
             async with Simulation(seed) as sim:
-                sim.actions += [partial(begin_check, sim)] * 4
-                await sim.play(2 * STEPS)
+                sim.actions += [partial(begin_check, sim)] * 4 + [sim.resume] * 40
+                await sim.play(4 * STEPS)
                 assert [each for each in found if each.reason == "membership"] == []
 
 
@@ -270,7 +270,23 @@ async def joins_and_leaves(sim, channel, sweep):
     yield
     sim.world.join(channel, "u0")
     await sweep()
+    read = sim.world.memberships_of
+
+    def memberships_of(uids):
+        sim.world.leave(channel, "u0")
+        return read(uids)
+
+    sim.world.memberships_of = memberships_of
+    yield
+
+
+async def joined_and_leaves(sim, channel, sweep):
+    """The rows have a stay that this node hears of together with its end."""
+    await sim._connect("u0")
+    sim.world.join(channel, "u0")
+    yield
     sim.world.leave(channel, "u0")
+    await sweep()
     yield
 
 
@@ -279,13 +295,32 @@ async def connects(sim, channel, sweep):
     sim.world.join(channel, "u0")
     yield
     await sweep()
-    session = LiveSession("s0", "u0", SimPort([]), EPOCH)
-    session.connecting = False
-    sim.node.hub.register(session)
+    let_in(sim)
     yield
 
 
-@pytest.mark.parametrize("person", [joins_and_leaves, connects])
+async def left_while_let_in(sim, channel, sweep):
+    """The sweep that knew of it had passed before there was a session to tell."""
+    sim.world.join(channel, "u0")
+    memberships = sim.world.memberships_of(["u0"])["u0"]
+    sim.world.leave(channel, "u0")
+    await sweep()
+    sim.node.hub.bind_all(let_in(sim), memberships, sim.world.keys_of([channel.pk]))
+    yield
+    await sweep()
+    yield
+
+
+def let_in(sim):
+    session = LiveSession("s0", "u0", SimPort([]), EPOCH)
+    session.connecting = False
+    sim.node.hub.register(session)
+    return session
+
+
+@pytest.mark.parametrize(
+    "person", [joins_and_leaves, joined_and_leaves, connects, left_while_let_in]
+)
 async def test_what_comes_while_a_check_reads_is_news_and_no_fault(monkeypatch, person):
     monkeypatch.setattr(check, "_differing", suspect_all)
     async with Simulation(1, channels=1, uids=1) as sim:
