@@ -517,8 +517,7 @@ async def slow_readers(bench: Bench) -> None:
     )
     lives = [person.life for person in people]
     for life in lives:
-        life.slow = True
-        life.reading.clear()
+        life.stop_reading()
     try:
         for _ in range(80):
             if (sender := bench.die.choice(bench.senders)).online:

@@ -87,6 +87,13 @@ class Life(Peer):
         self.ended_at = time.monotonic()
         await super().close()
 
+    def stop_reading(self) -> None:
+        """Read nothing more until `reading` is set. By itself the library would close a connection
+        on which the answer to its ping, 20 s later, still lies behind what was not read."""
+        self.slow = True
+        self.socket.ping_timeout = None
+        self.reading.clear()
+
     async def _read(self) -> None:
         try:
             await super()._read()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
+from websockets.asyncio.client import connect
 from websockets.protocol import State
 
 from messaging.protocol.close_codes import CloseCode
@@ -13,8 +15,9 @@ from tests.faults.people import BinaryLife, Life, Person, Post, client_of
 from tests.support.factories import in_thread, make_group, make_users
 from tests.support.waiting import eventually
 
-FEW = 10
-"""Messages that the library takes up before it lets the rest, and a close, wait in the socket."""
+FEW, MANY = 10, 40
+"""Messages that the library takes up before it lets the rest, and a close, wait in the socket, and
+so many that it does."""
 
 
 @pytest.fixture
@@ -102,3 +105,24 @@ async def test_what_came_before_a_close_is_read_at_once(team, client):
         async with asyncio.timeout(5):
             await asyncio.wait([life.reader])
         assert list(life.log["team"].seqs) == list(range(1, FEW + 1))
+
+
+@pytest.mark.parametrize("client", [Life, BinaryLife])
+async def test_who_does_not_read_is_not_sent_away_by_his_own_library(team, client, monkeypatch):
+    impatient = partial(connect, ping_interval=0.1, ping_timeout=0.1)
+    monkeypatch.setattr("tests.support.peers.connect", impatient)
+    monkeypatch.setattr("tests.support.binary_peers.connect", impatient)
+    post = Post()
+    async with (
+        Person([team.url], "ann", "device0", client) as ann,
+        Person([team.url], "ben", "device1", client) as ben,
+    ):
+        life = ben.life
+        life.stop_reading()
+        for _ in range(MANY):
+            post.send(ann, "team")
+        await eventually(lambda: len(post.acknowledged["team"]) == MANY, "they are stored")
+        await asyncio.sleep(0.5)  # several of his pings
+        life.reading.set()
+        await eventually(lambda: len(life.log["team"].seqs) == MANY, "he has read them")
+        assert ben.lives == [life]
