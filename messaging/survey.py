@@ -109,15 +109,17 @@ def stays_of(hub: Hub, uids: Iterable[str]) -> Stays:
 def of_both(before: Stays, after: Stays) -> tuple[set[str], Held, Held]:
     """What the sessions that are in both had, and what they have, and the uids of which there are
     such sessions."""
-    had: Held = {}
-    have: Held = {}
-    uids = {uid for uid in before if before[uid].keys() & after[uid].keys()}
-    for uid in uids:
-        both = before[uid].keys() & after[uid].keys()
-        for stays, held in ((before[uid], had), (after[uid], have)):
-            agreed = _agreed([stays[each] for each in both])
-            held.update(((uid, channel), version) for channel, version in agreed.items())
-    return uids, had, have
+    both = {uid: before[uid].keys() & after[uid].keys() for uid in before}
+    both = {uid: sessions for uid, sessions in both.items() if sessions}
+    return set(both), _held_by(both, before), _held_by(both, after)
+
+
+def _held_by(sessions: Mapping[str, Iterable[LiveSession]], stays: Stays) -> Held:
+    return {
+        (uid, channel): version
+        for uid, some in sessions.items()
+        for channel, version in _agreed([stays[uid][each] for each in some]).items()
+    }
 
 
 def _bindings_of(session: LiveSession) -> list[GroupBinding | None]:
@@ -167,9 +169,9 @@ def _apart(session: LiveSession) -> Iterator[int]:
             yield channel
 
 
-def _agreed(stays: Sequence[Mapping[int, int]]) -> dict[int, int]:
+def _agreed(stays: Sequence[dict[int, int]]) -> dict[int, int]:
     """What all of these have of a channel; 0 where they differ."""
     if len(stays) == 1:
-        return dict(stays[0])
+        return stays[0]
     same = set(stays[0].items()).intersection(*(stay.items() for stay in stays))
     return dict.fromkeys(chain.from_iterable(stays), 0) | dict(same)

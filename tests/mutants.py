@@ -448,6 +448,27 @@ MUTANTS = [
         "if False:",
         "scenarios/test_node_life.py scenarios/test_broken_layer.py messaging",
     ),
+    Mutant(
+        "a difference that came meanwhile is no fault",
+        "messaging/check.py",
+        " and had.get(place) == have.get(place)",
+        "",
+        "invariants/test_bindings_simulated.py",
+    ),
+    Mutant(
+        "a membership that changed meanwhile is no fault",
+        "messaging/check.py",
+        " if expected.get(_place(each)) == now.get(_place(each))",
+        "",
+        "invariants/test_bindings_simulated.py",
+    ),
+    Mutant(
+        "a look before a stray counts",
+        "messaging/check.py",
+        "await asyncio.gather(*(node.catch_up.looked(channel) for channel in strays if channel))",
+        "del strays",
+        "invariants/test_bindings_simulated.py",
+    ),
     # --- the layer ---
     Mutant(
         "the rejoin, in memory",
@@ -614,27 +635,6 @@ MUTANTS = [
         "TRY_MS",
         "subscriptions/test_postgresql.py",
         network=True,
-    ),
-    Mutant(
-        "a difference that came meanwhile is no fault",
-        "messaging/check.py",
-        " and had.get(place) == have.get(place)",
-        "",
-        "invariants/test_bindings_simulated.py",
-    ),
-    Mutant(
-        "a membership that changed meanwhile is no fault",
-        "messaging/check.py",
-        " if expected.get(_place(each)) == now.get(_place(each))",
-        "",
-        "invariants/test_bindings_simulated.py",
-    ),
-    Mutant(
-        "a look before a stray counts",
-        "messaging/check.py",
-        "await asyncio.gather(*(node.catch_up.looked(channel) for channel in strays if channel))",
-        "del strays",
-        "invariants/test_bindings_simulated.py",
     ),
     # --- sessions ---
     Mutant(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
@@ -27,13 +28,20 @@ async def team(here):
     return here
 
 
-@pytest.mark.parametrize("client", [Life, BinaryLife])
-async def test_what_is_heard_and_acknowledged_is_written_down(team, client):
-    post = Post()
+@asynccontextmanager
+async def ann_and_ben(team, client):
+    """Both members, connected."""
     async with (
         Person([team.url], "ann", "device0", client) as ann,
         Person([team.url], "ben", "device1", client) as ben,
     ):
+        yield ann, ben
+
+
+@pytest.mark.parametrize("client", [Life, BinaryLife])
+async def test_what_is_heard_and_acknowledged_is_written_down(team, client):
+    post = Post()
+    async with ann_and_ben(team, client) as (ann, ben):
         post.send(ann, "team")
         post.send(ann, "team", stored=False)
         await eventually(lambda: ben.life.unstored["team"] and not post.unanswered, "both")
@@ -54,10 +62,7 @@ async def test_refusal_is_written_down(team, client):
 
 async def test_packet_that_is_not_for_this_key_is_a_fault(team):
     post = Post()
-    async with (
-        Person([team.url], "ann", "device0", BinaryLife) as ann,
-        Person([team.url], "ben", "device1", BinaryLife) as ben,
-    ):
+    async with ann_and_ben(team, BinaryLife) as (ann, ben):
         deaf = ben.life
         deaf.client.cipher = ann.life.client.cipher
         post.send(ann, "team")
@@ -87,10 +92,7 @@ def test_what_is_read_after_the_goodbye_is_not_late():
 @pytest.mark.parametrize("client", [Life, BinaryLife])
 async def test_what_came_before_a_close_is_read_at_once(team, client):
     post = Post()
-    async with (
-        Person([team.url], "ann", "device0", client) as ann,
-        Person([team.url], "ben", "device1", client) as ben,
-    ):
+    async with ann_and_ben(team, client) as (ann, ben):
         life = ben.life
         life.reading.clear()
         for _ in range(FEW):
@@ -113,10 +115,7 @@ async def test_who_does_not_read_is_not_sent_away_by_his_own_library(team, clien
     monkeypatch.setattr("tests.support.peers.connect", impatient)
     monkeypatch.setattr("tests.support.binary_peers.connect", impatient)
     post = Post()
-    async with (
-        Person([team.url], "ann", "device0", client) as ann,
-        Person([team.url], "ben", "device1", client) as ben,
-    ):
+    async with ann_and_ben(team, client) as (ann, ben):
         life = ben.life
         life.stop_reading()
         for _ in range(MANY):
